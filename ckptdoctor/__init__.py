@@ -1,0 +1,1 @@
+"""Static compatibility checker and auto-repair engine for PyTorch checkpoints."""

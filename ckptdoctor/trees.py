@@ -1,0 +1,106 @@
+"""Trees: all keys of a model or of a checkpoint, with specs, in order. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+Kind = Literal["param", "buffer", ""]
+
+# Bytes per element of every torch dtype, named without "torch.". Sub-byte dtypes count as stored.
+DTYPE_SIZES: dict[str, int] = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
+    "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
+    "float4_e2m1fn_x2": 1,
+    "complex32": 4, "complex64": 8, "complex128": 16,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1,
+    "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
+    "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Everything known of one tensor without its values.
+
+    ``strides`` and ``offset`` count elements. ``storage`` names the memory: two keys with the same
+    ``storage`` share it (a tie when offset, shape and strides agree as well, else views).
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    kind: Kind = ""
+    device: str = "cpu"
+    strides: tuple[int, ...] | None = None  # None: contiguous
+    storage: str = ""  # "": unknown or its own
+    offset: int = 0
+    storage_bytes: int = 0  # 0: unknown
+    layout: str = "strided"  # or "sparse_coo", "sparse_csr", "quantized", ...
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a dense copy."""
+        return self.numel * DTYPE_SIZES.get(self.dtype, 1)
+
+
+@dataclass(frozen=True)
+class ParamTree:
+    """All keys of a model or of one state dict of a checkpoint, in order.
+
+    ``modules`` maps a module's path to its class name (a live model knows it, a file does not).
+    ``extra`` holds state-dict entries that are no tensors (``_extra_state``), described in words.
+    ``transient`` holds non-persistent buffers: in the model, never in its state dict.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    ordered: bool = True  # registration order is known (a sorted header proves nothing)
+    modules: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)  # `_metadata`, by module path
+    extra: Mapping[str, str] = field(default_factory=dict)
+    transient: Mapping[str, TensorSpec] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.specs
+
+    def __getitem__(self, key: str) -> TensorSpec:
+        return self.specs[key]
+
+    @property
+    def numel(self) -> int:
+        """Number of values, tied ones counted once."""
+        seen: set[str] = {k for group in self.ties for k in group[1:]}
+        return sum(spec.numel for key, spec in self.specs.items() if key not in seen)
+
+    @cached_property
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of two or more keys that are one and the same tensor, in order."""
+        groups: dict[tuple[object, ...], list[str]] = {}
+        for key, s in self.specs.items():
+            if s.storage and s.numel:
+                groups.setdefault((s.storage, s.offset, s.shape, s.strides, s.dtype), []).append(key)
+        return tuple(tuple(g) for g in groups.values() if len(g) > 1)
+
+    @cached_property
+    def digest(self) -> str:
+        """``sha256:...`` of keys, shapes, dtypes and ties; key order, device and container do not count."""
+        rows = [[k, list(s.shape), s.dtype] for k, s in sorted(self.specs.items())]
+        ties = sorted(sorted(g) for g in self.ties)
+        text = json.dumps([rows, ties], separators=(",", ":"), ensure_ascii=True)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def subset(self, keys: Iterable[str]) -> ParamTree:
+        """The same tree with these keys only."""
+        return replace(self, specs={k: self.specs[k] for k in keys})
