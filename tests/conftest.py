@@ -1,0 +1,13 @@
+"""What every test shares: one thread for torch, and Hypothesis without a stopwatch."""
+
+import os
+
+# Tests run several at a time on few cores; torch's own threads would fight over them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from hypothesis import HealthCheck, settings
+
+# A slow machine is not a wrong program; in CI the same examples run each time.
+settings.register_profile("ckptdoctor", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("ckptdoctor"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "ckptdoctor")
