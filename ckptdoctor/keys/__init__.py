@@ -1,0 +1,26 @@
+"""Keys as text: segments, order, exact folding, globs, and invertible rename rules."""
+
+from __future__ import annotations
+
+from ckptdoctor.keys.folding import Fold, fold, unfold
+from ckptdoctor.keys.globs import has_wildcards, matches, select, select_all
+from ckptdoctor.keys.grammar import PatternError, escape
+from ckptdoctor.keys.names import join, natural_key, numbers, printable, skeleton, split
+
+__all__ = [
+    "Fold",
+    "PatternError",
+    "escape",
+    "fold",
+    "has_wildcards",
+    "join",
+    "matches",
+    "natural_key",
+    "numbers",
+    "printable",
+    "select",
+    "select_all",
+    "skeleton",
+    "split",
+    "unfold",
+]
