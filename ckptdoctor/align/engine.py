@@ -1,0 +1,124 @@
+"""The passes of an alignment, in order. Each reads what the passes before it found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ckptdoctor.align import checks, finish
+from ckptdoctor.align.compose import compose
+from ckptdoctor.align.matcher import Matching, match_units
+from ckptdoctor.align.model import Alignment, Match, Question, Unused
+from ckptdoctor.align.names import is_derived
+from ckptdoctor.align.orient import Pair, decide, make_pairs
+from ckptdoctor.align.prefix import Base, canonical, find_base, relative_name, strips_of
+from ckptdoctor.align.units import Unit, build_units
+from ckptdoctor.decisions import Decision
+from ckptdoctor.trees import ParamTree, TensorSpec
+
+
+@dataclass
+class State:
+    """What the passes share."""
+
+    source: ParamTree
+    target: ParamTree
+    decisions: Sequence[Decision]
+    base: Base = field(default_factory=lambda: Base("", "", 0))
+    source_names: dict[str, str] = field(default_factory=dict)  # canonical -> key
+    target_names: dict[str, str] = field(default_factory=dict)
+    duplicates: dict[str, list[str]] = field(default_factory=dict)  # canonical -> keys
+    followers: dict[str, str] = field(default_factory=dict)  # tied model key -> key it follows
+    sources: list[Unit] = field(default_factory=list)
+    targets: list[Unit] = field(default_factory=list)
+    matching: Matching = field(default_factory=Matching)
+    pairs: list[Pair] = field(default_factory=list)
+    matches: dict[str, Match] = field(default_factory=dict)
+    unused: dict[str, Unused] = field(default_factory=dict)
+    questions: list[Question] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    refusal: str = ""
+
+
+def run(source: ParamTree, target: ParamTree, decisions: Sequence[Decision] = ()) -> Alignment:
+    """All passes."""
+    state = State(source, target, decisions)
+    for step in PASSES:
+        step(state)
+    return finish.result(state)
+
+
+def to_one_space(state: State) -> None:
+    """Wrapper segments and base prefixes off; tied followers aside."""
+    state.followers = finish.followers(state.target, state.source)
+    mine, theirs = canonical(state.source.specs), canonical(state.target.specs)
+    state.duplicates = mine.duplicates
+    names_t = {n: ks[0] for n, ks in theirs.names.items()}
+    if theirs.duplicates:
+        names_t = {k: k for k in state.target.specs}
+    names_s = {n: ks[-1] if n in names_t and n in ks else ks[0] for n, ks in mine.names.items()}
+    state.base = find_base(
+        {n: state.source[k].shape for n, k in names_s.items()},
+        {n: state.target[k].shape for n, k in names_t.items()},
+    )
+    state.source_names = {relative_name(n, state.base.source): k for n, k in names_s.items()}
+    state.target_names = {relative_name(n, state.base.target): k for n, k in names_t.items()}
+
+
+def make_units(state: State) -> None:
+    """Modules with their tensors; fused and split packs brought to one form."""
+    exact = {n for n in state.target_names if n in state.source_names}
+    mine = _specs(state.source_names, state.source, exact)
+    hidden = set(state.followers)
+    theirs = {n: s for n, s in _specs(state.target_names, state.target, exact).items()
+              if state.target_names[n] not in hidden}
+    classes = {relative_name(p, state.base.target): c for p, c in state.target.modules.items()}
+    state.sources = build_units(mine)
+    state.targets = build_units(theirs, classes)
+    composed = compose(state.sources, state.targets)
+    state.targets = compose(state.targets, state.sources)
+    state.sources = composed
+
+
+def _specs(names: dict[str, str], tree: ParamTree, exact: set[str]) -> dict[str, TensorSpec]:
+    """Specs by canonical name, without derived buffers that only one side has."""
+    return {n: tree[k] for n, k in names.items() if n in exact or not is_derived(n)}
+
+
+def match(state: State) -> None:
+    """Pair the units."""
+    state.matching = match_units(state.sources, state.targets, state.source.ordered)
+
+
+def orient(state: State) -> None:
+    """Find the op chain of every tensor of every certain pair."""
+    sources = {u.index: u for u in state.sources}
+    for target in state.targets:
+        index = state.matching.certain.get(target.index)
+        if index is None:
+            continue
+        pairs = make_pairs(sources[index], target)
+        if pairs is None:
+            del state.matching.certain[target.index]
+            state.matching.lonely_targets.append(target.index)
+            state.matching.lonely_sources.append(index)
+            continue
+        state.pairs += pairs
+    decide(state.pairs)
+
+
+PASSES = (
+    to_one_space,
+    make_units,
+    match,
+    orient,
+    finish.write_matches,
+    finish.leftovers,
+    checks.duplicates,
+    checks.rivals,
+    checks.families,
+    checks.variant,
+    finish.fill_ties,
+    finish.account,
+    finish.apply_decisions,
+)

@@ -1,0 +1,227 @@
+"""Scores of candidate pairs, each part with its reason in words."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ckptdoctor.align.names import Token, name_of
+from ckptdoctor.align.roles import kind_of, slots_of, values_of
+from ckptdoctor.align.units import OPTIONAL_ROLES, Unit, canonical_shape
+
+# One scale for all evidence; a pair is safe when the best alternative loses by MARGIN.
+MARGIN = 1.0
+EXACT, ROLE, SLOT, STRUCTURE, ORDINAL, RANK, WORDS, LAST_WORD, ORDER = 4.0, 2.0, 3.0, 3.0, 3.0, 2.0, 3.0, 0.75, 0.5
+_SOFT = {"side": 3.0, "modality": 3.0, "path": 2.0, "squeeze": 3.0, "branch": 2.0, "reads": 4.0, "ffn": 4.0}
+_DECAY = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
+
+
+@dataclass
+class Side:
+    """One tree prepared for scoring."""
+
+    units: list[Unit]
+    ordered: bool
+    slots: dict[int, str] = field(default_factory=dict)
+    kinds: dict[int, str] = field(default_factory=dict)
+    values: dict[int, dict[str, Token]] = field(default_factory=dict)
+    bags: dict[int, dict[Token, float]] = field(default_factory=dict)
+    ranks: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    family: dict[int, tuple[int, int]] = field(default_factory=dict)  # rank in, size of (skeleton, class)
+    order_rank: dict[int, tuple[int, int]] = field(default_factory=dict)  # k-th of its class
+    scopes: dict[int, list[int]] = field(default_factory=dict)  # structure hashes of the ancestors
+    scope_count: Counter[int] = field(default_factory=Counter)
+
+
+def prepare(units: Sequence[Unit], ordered: bool) -> Side:
+    """Everything about single units that scoring needs."""
+    side = Side(list(units), ordered)
+    side.slots = slots_of(units)
+    for unit in units:
+        side.kinds[unit.index] = kind_of(unit)
+        side.values[unit.index] = values_of(unit)
+        side.bags[unit.index] = _bag(unit)
+    _number_ranks(side)
+    _families(side)
+    _structure(side)
+    return side
+
+
+def _bag(unit: Unit) -> dict[Token, float]:
+    bag: dict[Token, float] = {}
+    depth = 0
+    for segment in reversed(unit.name.concepts):
+        spoken = [t for t in segment if isinstance(t, str)]
+        for token in spoken:
+            bag[token] = max(bag.get(token, 0.0), _DECAY[min(depth, len(_DECAY) - 1)])
+        depth += bool(spoken)
+    return bag
+
+
+def _number_ranks(side: Side) -> None:
+    """Each number of a path as (rank, count) among the numbers that stand at its place."""
+    seen: dict[tuple[Token, ...], set[int]] = defaultdict(set)
+    for unit in side.units:
+        flat = unit.name.flat
+        for i, token in enumerate(flat):
+            if isinstance(token, int):
+                seen[flat[:i]].add(token)
+    place = {prefix: {n: r for r, n in enumerate(sorted(ns))} for prefix, ns in seen.items()}
+    for unit in side.units:
+        flat = unit.name.flat
+        pairs = [
+            (place[flat[:i]][t], len(place[flat[:i]])) for i, t in enumerate(flat) if isinstance(t, int)
+        ]
+        side.ranks[unit.index] = tuple(p for p in pairs if p[1] > 1)
+
+
+def _families(side: Side) -> None:
+    families: dict[tuple[str, object], list[Unit]] = defaultdict(list)
+    classes: dict[object, list[Unit]] = defaultdict(list)
+    for unit in side.units:
+        families[unit.name.skeleton, unit.key].append(unit)
+        classes[unit.key].append(unit)
+    for members in families.values():
+        ranked = sorted(members, key=lambda u: u.name.numbers)
+        for rank, unit in enumerate(ranked):
+            side.family[unit.index] = (rank, len(members))
+    for members in classes.values():
+        for rank, unit in enumerate(members):
+            side.order_rank[unit.index] = (rank, len(members))
+
+
+def _structure(side: Side) -> None:
+    """Hash of the shapes under every ancestor (words and numbers count as levels of the tree)."""
+    sums: dict[tuple[Token, ...], int] = defaultdict(int)
+    first: dict[tuple[Token, ...], int] = {}
+    size: Counter[tuple[Token, ...]] = Counter()
+    for unit in side.units:
+        own = sum(
+            hash((role, canonical_shape(leaf.shape))) & 0xFFFFFFFFFFFF
+            for role, leaf in unit.leaves.items()
+            if role not in OPTIONAL_ROLES
+        )
+        flat = unit.name.flat
+        for depth in range(1, len(flat)):
+            prefix = flat[:depth]
+            sums[prefix] += own
+            size[prefix] += 1
+            first.setdefault(prefix, unit.index)
+    distinct = {(total, first[prefix], size[prefix]) for prefix, total in sums.items() if size[prefix] > 1}
+    side.scope_count = Counter(total for total, _, _ in distinct)
+    for unit in side.units:
+        flat = unit.name.flat
+        found = [sums[flat[:d]] for d in range(1, len(flat)) if size[flat[:d]] > 1]
+        side.scopes[unit.index] = list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Total, the part that does not rest on registration order, and the reasons."""
+
+    total: float
+    reasons: tuple[str, ...]
+
+
+def score(a: Side, u: Unit, b: Side, v: Unit) -> Score | None:
+    """How well source unit ``u`` explains target unit ``v``; None when roles forbid it."""
+    reasons: list[str] = []
+    total = 0.0
+    if u.path == v.path:
+        total += EXACT
+        reasons.append("same name")
+    words = _word_score(a.bags[u.index], b.bags[v.index])
+    total += words
+    last_u, last_v = u.path.rpartition(".")[2], v.path.rpartition(".")[2]
+    if last_u == last_v and not last_u.isdigit():
+        total += LAST_WORD
+    if words > 1.2:
+        reasons.append("names agree")
+    kind_u, kind_v = a.kinds[u.index], b.kinds[v.index]
+    if kind_u and kind_v and kind_u != kind_v:
+        return None
+    role = _role_score(a, u, b, v, reasons)
+    if role is None:
+        return None
+    total += role + _structure_score(a, u, b, v, reasons) + _ordinal_score(a, u, b, v, reasons)
+    if a.ordered and b.ordered and a.order_rank[u.index] == b.order_rank[v.index]:
+        reasons.append("same place in the order of its shape")
+    return Score(total, tuple(reasons))
+
+
+def _word_score(bu: dict[Token, float], bv: dict[Token, float]) -> float:
+    total = sum(bu.values()) + sum(bv.values())
+    common = sum(min(w, bv[t]) for t, w in bu.items() if t in bv)
+    return WORDS * 2 * common / total if total else 0.0
+
+
+def _role_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float | None:
+    total = 0.0
+    values_u, values_v = a.values[u.index], b.values[v.index]
+    for group, value in values_u.items():
+        other = values_v.get(group)
+        if other is None:
+            continue
+        if other == value:
+            total += ROLE
+            reasons.append(f"both are `{value}`")
+        elif group in _SOFT:
+            total -= _SOFT[group]
+        else:
+            return None
+    skip_u, skip_v = "skip" in a.bags[u.index], "skip" in b.bags[v.index]
+    if skip_u or skip_v:
+        total += ROLE if skip_u == skip_v else -ROLE
+        if skip_u == skip_v:
+            reasons.append("both are the shortcut")
+    slot_u, slot_v = a.slots.get(u.index), b.slots.get(v.index)
+    if slot_u and slot_v:
+        if slot_u != slot_v:
+            return total - SLOT
+        total += SLOT
+        reasons.append(f"both are the {slot_u} norm of their block")
+    return total
+
+
+def _structure_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float:
+    mine, theirs = a.scopes[u.index], set(b.scopes[v.index])
+    best = 0.0
+    for h in mine:
+        n, m = a.scope_count[h], b.scope_count[h]
+        if n != m:
+            continue
+        if h in theirs:
+            best = max(best, STRUCTURE / n)
+        elif n == 1:
+            return -STRUCTURE
+    if any(b.scope_count[h] == a.scope_count[h] == 1 and h not in mine for h in theirs):
+        return -STRUCTURE
+    if best == STRUCTURE:
+        reasons.append("in the only part with these shapes")
+    return best
+
+
+def _ordinal_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float:
+    ranks_u, ranks_v = a.ranks[u.index], b.ranks[v.index]
+    if ranks_u and ranks_u == ranks_v:
+        reasons.append("same numbers")
+        return ORDINAL
+    fam_u, fam_v = a.family[u.index], b.family[v.index]
+    if fam_u == fam_v and fam_u[1] > 1 and ranks_u and ranks_v:
+        reasons.append(f"number {fam_u[0] + 1} of {fam_u[1]} alike")
+        return RANK
+    common = _common_ranks(ranks_u, ranks_v)
+    return 0.6 * common
+
+
+def _common_ranks(x: tuple[tuple[int, int], ...], y: tuple[tuple[int, int], ...]) -> int:
+    count = 0
+    for p, q in zip(x, y, strict=False):
+        if p != q:
+            break
+        count += 1
+    return count
+
+
+__all__ = ["MARGIN", "Score", "Side", "name_of", "prepare", "score"]

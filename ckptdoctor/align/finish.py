@@ -1,0 +1,161 @@
+"""From unit pairs to one match per model key, leftovers, ties, decisions and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ckptdoctor.align.model import Alignment, Choice, Match, Question, Unused, Verdict
+from ckptdoctor.align.names import is_derived
+from ckptdoctor.align.orient import Chain, Pair, make_pairs, options
+from ckptdoctor.align.prefix import strips_of
+from ckptdoctor.align.units import Leaf, Unit
+from ckptdoctor.trees import ParamTree
+
+if TYPE_CHECKING:
+    from ckptdoctor.align.engine import State
+
+
+def followers(target: ParamTree, source: ParamTree) -> dict[str, str]:
+    """Tied model keys that follow another one; the one the checkpoint has leads, else the first."""
+    found = {}
+    for group in target.ties:
+        leader = next((k for k in group if k in source), group[0])
+        found.update({k: leader for k in group if k != leader})
+    return found
+
+
+def write_matches(state: State) -> None:
+    """Certain pairs and open units become matches."""
+    for pair in state.pairs:
+        evidence = state.matching.reasons.get(pair.target.index, ())
+        if pair.why:
+            evidence = (*evidence, pair.why)
+        if pair.chosen is not None:
+            _write(state, pair, pair.chosen, evidence)
+        else:
+            _ask_layout(state, pair, evidence)
+    _open_units(state)
+
+
+def _write(state: State, pair: Pair, chain: Chain, evidence: tuple[str, ...]) -> None:
+    src, dst = pair.source.leaves[pair.role], pair.target.leaves[pair.role]
+    for target, ops in _targets(src, dst, chain):
+        key = state.target_names[target]
+        sources = tuple(state.source_names[n] for n in src.keys)
+        state.matches[key] = Match(key, "safe", sources, ops, evidence)
+
+
+def _targets(src: Leaf, dst: Leaf, chain: Chain) -> list[tuple[str, Chain]]:
+    """Canonical target names and the whole chain for each (a fused source feeds several)."""
+    full = (*src.ops, *chain)
+    if len(dst.keys) == 1:
+        return [(dst.keys[0], full)]
+    n = len(dst.keys)
+    return [(key, (*full, f"chunk(0,{i},{n})")) for i, key in enumerate(dst.keys)]
+
+
+def _ask_layout(state: State, pair: Pair, evidence: tuple[str, ...]) -> None:
+    src, dst = pair.source.leaves[pair.role], pair.target.leaves[pair.role]
+    chains = [dict(_targets(src, dst, chain)) for chain in pair.options]
+    sources = tuple(state.source_names[n] for n in src.keys)
+    for name in dst.keys:
+        key = state.target_names[name]
+        choices = tuple(Choice(sources, c[name], "the shape allows it") for c in chains)
+        state.matches[key] = Match(key, "undecided", (), (), evidence, choices)
+
+
+def _open_units(state: State) -> None:
+    sources = {u.index: u for u in state.sources}
+    targets = {u.index: u for u in state.targets}
+    for index, candidates in state.matching.open.items():
+        for role, dst in targets[index].leaves.items():
+            _open_leaf(state, dst, [sources[c].leaves[role] for c in candidates if role in sources[c].leaves])
+
+
+def _open_leaf(state: State, dst: Leaf, candidates: Sequence[Leaf]) -> None:
+    found: dict[str, list[Choice]] = {name: [] for name in dst.keys}
+    for src in candidates:
+        sources = tuple(state.source_names[n] for n in src.keys)
+        for chain in options(src, dst.shape, src.keys[0].rpartition(".")[2]):
+            for name, ops in _targets(src, dst, chain):
+                found[name].append(Choice(sources, ops, "shape and place in the tree allow it"))
+    for name, choices in found.items():
+        key = state.target_names[name]
+        status = "undecided" if choices else "missing"
+        state.matches[key] = Match(key, status, (), (), (), tuple(choices))  # type: ignore[arg-type]
+
+
+def leftovers(state: State) -> None:
+    """What is left on both sides: the same name with another shape, or the tensors one by one."""
+    for name, key in state.target_names.items():
+        if key in state.matches or key in state.followers:
+            continue
+        mine = state.source_names.get(name)
+        if mine is not None and state.source[mine].shape == state.target[key].shape and not _used(state, mine):
+            state.matches[key] = Match(key, "safe", (mine,), (), ("same name",))
+
+
+def _used(state: State, key: str) -> bool:
+    return any(key in m.sources for m in state.matches.values())
+
+
+def fill_ties(state: State) -> None:
+    """Tied model keys take what their leader takes."""
+    for key, leader in state.followers.items():
+        match = state.matches.get(leader)
+        if match is not None:
+            evidence = (f"tied to `{leader}`",)
+            state.matches[key] = Match(key, match.status, match.sources, match.ops, evidence, match.choices)
+
+
+def account(state: State) -> None:
+    """Two-sided accounting: every key of either side gets a status and a reason."""
+    for key in state.target.specs:
+        if key not in state.matches:
+            derived = is_derived(key)
+            reason = ("the model computes this buffer itself",) if derived else ()
+            state.matches[key] = Match(key, "kept" if derived else "missing", evidence=reason)
+    state.matches = {k: state.matches[k] for k in state.target.specs}
+    used = {s for m in state.matches.values() for s in m.sources}
+    asked = {s for m in state.matches.values() for c in m.choices for s in c.sources}
+    for key in state.source.specs:
+        if key in used:
+            continue
+        if key in asked:
+            state.unused[key] = Unused(key, "a question is open about it", False)
+        elif is_derived(key):
+            state.unused[key] = Unused(key, "a buffer that models compute themselves", True)
+        else:
+            state.unused[key] = Unused(key, "nothing in the model takes it", False)
+
+
+def apply_decisions(state: State) -> None:
+    """Recorded answers; placeholder for the passes that need none."""
+
+
+def result(state: State) -> Alignment:
+    """The frozen alignment with its verdict."""
+    strips = strips_of(state.source.specs, state.base)
+    return Alignment(
+        state.matches,
+        state.unused,
+        strips,
+        tuple(state.questions),
+        _verdict(state),
+        state.refusal,
+        tuple(state.warnings),
+    )
+
+
+def _verdict(state: State) -> Verdict:
+    if state.refusal:
+        return "incompatible"
+    open_keys = [m for m in state.matches.values() if m.status in ("undecided", "missing")]
+    if open_keys or any(not u.decided for u in state.unused.values()) or state.questions:
+        return "undecided"
+    same = all(m.sources == (m.target,) and not m.ops for m in state.matches.values())
+    return "compatible" if same and not state.unused else "repairable"
+
+
+__all__ = ["Question", "Unit", "make_pairs"]

@@ -1,0 +1,133 @@
+"""Pairs of units: candidates by shape, evidence, assignment, certificate, and a second round."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ckptdoctor.align.evidence import MARGIN, ORDER, Score, Side, prepare, score
+from ckptdoctor.align.solve import Solution, solve
+from ckptdoctor.align.units import Unit
+
+NULL = 0.6  # a pair below this explains less than leaving both out
+NEIGHBOUR = 1.0
+_LARGE_CLASS = 120
+
+
+@dataclass
+class Matching:
+    """Result on units: certain pairs, open ones with their candidates, and what found no partner."""
+
+    certain: dict[int, int] = field(default_factory=dict)  # target index -> source index
+    reasons: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    open: dict[int, list[int]] = field(default_factory=dict)  # target index -> source candidates
+    lonely_targets: list[int] = field(default_factory=list)
+    lonely_sources: list[int] = field(default_factory=list)
+
+
+def match_units(sources: Sequence[Unit], targets: Sequence[Unit], ordered: bool) -> Matching:
+    """Match units of equal shapes; never decides by registration order alone."""
+    a, b = prepare(sources, ordered), prepare(targets, True)
+    edges = _edges(a, b)
+    scores = {pair: s.total for pair, s in edges.items()}
+    first = _certain(_solve_all(a, b, scores))
+    for _ in range(2):
+        boosted = _with_neighbours(a, b, scores, first)
+        second = _certain(_solve_all(a, b, boosted))
+        if second == first:
+            break
+        first = second
+    final = _solve_all(a, b, _with_neighbours(a, b, scores, first))
+    return _result(a, b, edges, final)
+
+
+def _edges(a: Side, b: Side) -> dict[tuple[int, int], Score]:
+    by_class: dict[object, list[Unit]] = defaultdict(list)
+    for unit in a.units:
+        by_class[unit.key].append(unit)
+    found: dict[tuple[int, int], Score] = {}
+    for v in b.units:
+        for u in _candidates(by_class.get(v.key, []), v):
+            s = score(a, u, b, v)
+            if s is not None:
+                found[u.index, v.index] = s
+    return found
+
+
+def _candidates(units: list[Unit], v: Unit) -> list[Unit]:
+    """All of the class; in a very large class only those with the same numbers or name."""
+    if len(units) <= _LARGE_CLASS:
+        return units
+    near = [u for u in units if u.name.numbers == v.name.numbers or u.path == v.path]
+    return near or units[:_LARGE_CLASS]
+
+
+def _solve_all(a: Side, b: Side, scores: dict[tuple[int, int], float]) -> Solution:
+    return solve(scores, NULL)
+
+
+def _certain(solution: Solution) -> dict[int, int]:
+    return {s: t for s, t in solution.pairs.items() if solution.loss[s] >= MARGIN}
+
+
+def _with_neighbours(
+    a: Side, b: Side, scores: dict[tuple[int, int], float], anchors: dict[int, int]
+) -> dict[tuple[int, int], float]:
+    """Add what certain pairs say of their neighbours: same parent on both sides."""
+    parents_a, parents_b = _parents(a.units), _parents(b.units)
+    kin_a, kin_b = _kin(parents_a), _kin(parents_b)
+    boosted = dict(scores)
+    for (s, t), value in scores.items():
+        if anchors.get(s) == t:
+            continue
+        boosted[s, t] = value + NEIGHBOUR * _shared(
+            kin_a[parents_a[s]] - {s}, kin_b[parents_b[t]] - {t}, anchors
+        )
+    return boosted
+
+
+def _parents(units: Sequence[Unit]) -> dict[int, tuple[object, ...]]:
+    return {u.index: u.name.flat[:-1] if u.name.flat else () for u in units}
+
+
+def _kin(parents: dict[int, tuple[object, ...]]) -> dict[tuple[object, ...], set[int]]:
+    kin: dict[tuple[object, ...], set[int]] = defaultdict(set)
+    for index, parent in parents.items():
+        kin[parent].add(index)
+    return kin
+
+
+def _shared(mine: set[int], theirs: set[int], anchors: dict[int, int]) -> float:
+    """Share of my decided siblings whose partners are siblings of the other unit."""
+    if len(mine) > 40:
+        return 0.0
+    decided = [anchors[m] for m in mine if m in anchors]
+    if not decided:
+        return 0.0
+    return sum(t in theirs for t in decided) / len(decided)
+
+
+def _result(a: Side, b: Side, edges: dict[tuple[int, int], Score], solution: Solution) -> Matching:
+    out = Matching()
+    partner = {t: s for s, t in solution.pairs.items()}
+    for v in b.units:
+        s = partner.get(v.index)
+        if s is not None and solution.loss[s] >= MARGIN:
+            out.certain[v.index] = s
+            out.reasons[v.index] = edges[s, v.index].reasons
+        elif s is not None:
+            out.open[v.index] = _choices(s, solution.rivals.get(v.index, []))
+        else:
+            out.lonely_targets.append(v.index)
+    used = set(solution.pairs)
+    out.lonely_sources = [u.index for u in a.units if u.index not in used]
+    return out
+
+
+def _choices(best: int, rivals: list[tuple[int, float]]) -> list[int]:
+    others = [s for s, _ in rivals if s != best]
+    return [best, *others[:7]]
+
+
+__all__ = ["NULL", "ORDER", "Matching", "match_units"]

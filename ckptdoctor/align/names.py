@@ -1,0 +1,138 @@
+"""Names as evidence: words, numbers and concepts of a key. The vocabulary is `synonyms.toml`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.resources import files
+
+_WORDS = re.compile(r"\d+|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
+_DIMENSIONED = re.compile(r"(conv|norm|bn|pool|drop|dropout|batchnorm|instancenorm)([123])d", re.I)
+
+Token = str | int
+
+
+@cache
+def table() -> dict[str, dict[str, list[str]]]:
+    """The synonyms, read once."""
+    text = (files("ckptdoctor.align") / "synonyms.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+@cache
+def _phrases() -> dict[tuple[str, ...], str]:
+    concepts = table()["concepts"]
+    return {tuple(p.split()): name for name, spellings in concepts.items() for p in spellings}
+
+
+@cache
+def _number_words() -> dict[str, int]:
+    numbers = table()["numbers"]
+    return {w: i for words in numbers.values() for i, w in enumerate(words)}
+
+
+@lru_cache(maxsize=65536)
+def words(segment: str) -> tuple[Token, ...]:
+    """Words and numbers of one segment: ``encoder_layer_0`` -> ``("encoder", "layer", 0)``."""
+    plain = _DIMENSIONED.sub(r"\1", segment)
+    found = [int(w) if w.isdigit() and len(w) < 10 else w.lower() for w in _WORDS.findall(plain)]
+    spelt = _number_words()
+    return tuple(spelt.get(w, w) if isinstance(w, str) else w for w in found)
+
+
+@lru_cache(maxsize=65536)
+def concepts_of(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
+    """Replace spellings by their concept, longest first; unknown words and numbers stay."""
+    phrases = _phrases()
+    out: list[Token] = []
+    i = 0
+    while i < len(tokens):
+        for n in (5, 4, 3, 2, 1):
+            piece = tokens[i : i + n]
+            concept = phrases.get(piece) if len(piece) == n else None  # type: ignore[arg-type]
+            if concept is not None:
+                out.append(concept)
+                i += n
+                break
+        else:
+            out.append(tokens[i])
+            i += 1
+    return tuple(out)
+
+
+@cache
+def exclusive_groups() -> dict[str, str]:
+    """Concept -> the group whose members exclude each other."""
+    return {c: group for group, members in table()["exclusive"].items() for c in members}
+
+
+@cache
+def _leaf_roles() -> dict[str, str]:
+    return {s: role for role, spellings in table()["leaves"].items() for s in spellings}
+
+
+def leaf_role(leaf: str) -> str | None:
+    """``kernel`` -> ``weight``; None when the word is not a usual tensor name of a module."""
+    return _leaf_roles().get(leaf)
+
+
+@cache
+def _derived() -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(k.split(".")) for k in table()["derived"]["keys"])
+
+
+def is_derived(key: str) -> bool:
+    """Whether the key names a buffer that models compute for themselves."""
+    segments = tuple(key.split("."))
+    return any(segments[-len(d) :] == d for d in _derived())
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A module's path as evidence.
+
+    ``concepts`` holds one tuple per segment; ``numbers`` all numbers in order; ``skeleton`` the path
+    with every number replaced by ``#``; ``flat`` words and numbers in one sequence.
+    """
+
+    path: str
+    concepts: tuple[tuple[Token, ...], ...]
+    numbers: tuple[int, ...]
+    skeleton: str
+    flat: tuple[Token, ...]
+
+
+_DIGITS = re.compile(r"\d+")
+
+
+@lru_cache(maxsize=65536)
+def name_of(path: str) -> Name:
+    """Read a path."""
+    segments = path.split(".") if path else []
+    tokens = tuple(words(s) for s in segments)
+    flat = tuple(t for seg in tokens for t in seg)
+    return Name(
+        path,
+        _segment_concepts(tokens),
+        tuple(t for t in flat if isinstance(t, int)),
+        _DIGITS.sub("#", path),
+        flat,
+    )
+
+
+def _segment_concepts(tokens: tuple[tuple[Token, ...], ...]) -> tuple[tuple[Token, ...], ...]:
+    return tuple(concepts_of(t) for t in tokens)
+
+
+def exclusive_values(name: Name) -> dict[str, Token]:
+    """Group -> the value nearest to the leaf."""
+    groups = exclusive_groups()
+    found: dict[str, Token] = {}
+    for segment in name.concepts:
+        for token in segment:
+            group = groups.get(token) if isinstance(token, str) else None
+            if group is not None:
+                found[group] = token
+    return found

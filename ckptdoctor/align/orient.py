@@ -1,0 +1,142 @@
+"""From matched units to op chains: which tensors are transposed, reshaped or combined.
+
+A layout is a property of a family: members whose shapes show it vote, square members follow the
+vote, and without a vote they stay undecided as soon as anything hints at another layout.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from ckptdoctor.align.units import Leaf, Shape, Unit
+
+Chain = tuple[str, ...]
+_HWIO = (3, 2, 0, 1)
+_KERNELS = {3: (2, 1, 0), 4: _HWIO, 5: (4, 3, 0, 1, 2)}
+
+
+@dataclass(eq=False, slots=True)
+class Pair:
+    """One leaf of a matched pair; ``options`` are the chains that the shapes allow."""
+
+    source: Unit
+    target: Unit
+    role: str
+    options: tuple[Chain, ...]
+    chosen: Chain | None = None
+    why: str = ""
+
+
+def options(src: Leaf, dst: Shape, src_leaf_name: str = "") -> tuple[Chain, ...]:
+    """Chains that turn the source shape into ``dst``, likeliest first; () when none does."""
+    shape = src.shape
+    if prod(shape) != prod(dst):
+        return ()
+    found: list[Chain] = []
+    if shape == dst:
+        found.append(())
+    if len(shape) == len(dst) == 2 and shape[::-1] == dst and min(shape) > 1:
+        found.append(("transpose(0,1)",))
+    if len(shape) == len(dst) and len(shape) in _KERNELS and src_leaf_name in ("kernel", "w", "weight"):
+        order = _KERNELS[len(shape)]
+        if tuple(shape[i] for i in order) == dst and not _looks_like_torch(shape, dst):
+            found.append((f"permute({','.join(map(str, order))})",))
+    if found:
+        return tuple(found)
+    squeezed_s, squeezed_d = [d for d in shape if d != 1], [d for d in dst if d != 1]
+    if squeezed_s == squeezed_d:
+        return ((f"reshape({','.join(map(str, dst))})",),)
+    if len(shape) == 2 and len(dst) > 2 and shape[0] == dst[0] and shape[1] == prod(dst[1:]):
+        return ((f"reshape({','.join(map(str, dst))})",),)
+    if len(dst) == 2 and len(shape) > 2 and shape[0] == dst[0] and dst[1] == prod(shape[1:]):
+        return ((f"reshape({','.join(map(str, dst))})",),)
+    return ()
+
+
+def _looks_like_torch(shape: Shape, dst: Shape) -> bool:
+    """Spatial sizes last on both sides and equal shapes: torch's own layout."""
+    return shape == dst and shape[-1] == shape[-2] and shape[0] != shape[-1]
+
+
+def _leaf_word(key: str) -> str:
+    return key.replace("/", ".").rpartition(".")[2]
+
+
+def make_pairs(source: Unit, target: Unit) -> list[Pair] | None:
+    """Pairs of all common roles; None when a shape fits in no way."""
+    pairs = []
+    for role, leaf in target.leaves.items():
+        mine = source.leaves.get(role)
+        if mine is None:
+            continue
+        found = options(mine, leaf.shape, _leaf_word(mine.keys[0]))
+        if not found:
+            return None
+        pairs.append(Pair(source, target, role, found))
+    return pairs
+
+
+def decide(pairs: Sequence[Pair]) -> None:
+    """Choose among several options by the vote of the family."""
+    votes: dict[tuple[str, str], set[Chain]] = defaultdict(set)
+    for pair in pairs:
+        if len(pair.options) == 1:
+            pair.chosen = pair.options[0]
+            for family in _families(pair):
+                votes[family].add(_kind(pair.chosen))
+    turned = any(_kind(p.chosen) for p in pairs if p.chosen is not None and _votes(p))
+    for pair in pairs:
+        if pair.chosen is None:
+            _follow(pair, votes, turned)
+
+
+def _follow(pair: Pair, votes: dict[tuple[str, str], set[Chain]], turned: bool) -> None:
+    for family in _families(pair):
+        cast = votes.get(family, set())
+        if len(cast) == 1:
+            kind = next(iter(cast))
+            fitting = [o for o in pair.options if _kind(o) == kind]
+            if len(fitting) == 1:
+                pair.chosen, pair.why = fitting[0], f"as the other `{family[1]}`"
+                return
+    if not turned and () in pair.options and not _hinted(pair):
+        pair.chosen = ()
+
+
+def _hinted(pair: Pair) -> bool:
+    """Whether the names alone suggest another layout (a `kernel` becomes a `weight`)."""
+    mine = _leaf_word(pair.source.leaves[pair.role].keys[0])
+    theirs = _leaf_word(pair.target.leaves[pair.role].keys[0])
+    return mine != theirs and "kernel" in (mine, theirs)
+
+
+def _kind(chain: Chain | None) -> Chain:
+    """What a vote is about: a turn of the axes; reshapes vote for keeping them."""
+    if not chain:
+        return ()
+    return tuple("transpose" if c.startswith(("transpose", "permute")) else "" for c in chain if c)
+
+
+def _votes(pair: Pair) -> bool:
+    shape = pair.target.leaves[pair.role].shape
+    return sum(d != 1 for d in shape) > 1 and "embed" not in {t for s in pair.source.name.concepts for t in s}
+
+
+def _families(pair: Pair) -> list[tuple[str, str]]:
+    """From narrow to wide: same module words, same tensor word, same class and block."""
+    shape = pair.target.leaves[pair.role].shape
+    if sum(d != 1 for d in shape) < 2:
+        return []
+    rank = len(shape)
+    word = _leaf_word(pair.source.leaves[pair.role].keys[0])
+    skeleton = pair.source.name.skeleton
+    last = skeleton.rpartition(".")[2]
+    families = [("path", f"{skeleton}.{word}/{rank}"), ("name", f"{last}.{word}/{rank}")]
+    if word == "kernel":
+        families.append(("leaf", f"{word}/{rank}"))
+    if pair.target.cls:
+        families.append(("class", f"{pair.target.cls}/{rank}"))
+    return families

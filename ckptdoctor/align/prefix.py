@@ -1,0 +1,124 @@
+"""Bring both trees into one space: wrapper segments off, one base prefix off on either side."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ckptdoctor.align.model import Strip
+from ckptdoctor.align.units import Shape, canonical_shape
+from ckptdoctor.trees import TensorSpec
+from ckptdoctor.wrappers import BY_SEGMENT, strip_key, wrapper_counts
+
+_MOST = 32  # prefixes tried a side
+_LARGE = 4000  # keys beyond which only few prefixes are tried
+
+
+@dataclass
+class Canonical:
+    """Canonical name -> the keys that have it, for one side."""
+
+    names: dict[str, list[str]]
+    duplicates: dict[str, list[str]] = field(default_factory=dict)
+
+
+def canonical(keys: Iterable[str]) -> Canonical:
+    """Names without wrapper segments; several keys may fall together (reported, never merged)."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        names[strip_key(key)].append(key)
+    return Canonical(dict(names), {n: ks for n, ks in names.items() if len(ks) > 1})
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Prefixes taken off the checkpoint's and the model's names; ``rivals`` explain as much."""
+
+    source: str
+    target: str
+    exact: int
+    rivals: tuple[str, ...] = ()
+
+
+def find_base(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> Base:
+    """The pair of prefixes under which most names and shapes agree; shortest wins a draw."""
+    large = max(len(source), len(target)) > _LARGE
+    sets_s, sets_t = _relative(source, large), _relative(target, large)
+    scored: list[tuple[int, str, str]] = []
+    for p, names_p in sets_s.items():
+        for q, names_q in sets_t.items():
+            if large and p and q:
+                continue
+            n = len(names_p & names_q)
+            if n:
+                scored.append((n, p, q))
+    if not scored:
+        return Base("", "", 0)
+    best = min(scored, key=lambda row: (-row[0], len(row[1]) + len(row[2]), row[1:]))
+    if best[0] == max((n for n, p, q in scored if not p and not q), default=0):
+        best = (best[0], "", "")
+    return Base(best[1], best[2], best[0], _rivals(scored, best, len(target)))
+
+
+def _relative(names: Mapping[str, Shape], large: bool) -> dict[str, set[tuple[str, Shape]]]:
+    sizes: Counter[str] = Counter()
+    for name in names:
+        segments = name.split(".")
+        for depth in range(1, min(len(segments), 5)):
+            sizes[".".join(segments[:depth])] += 1
+    chosen = [p for p, n in sizes.most_common(6 if large else _MOST) if n > 1]
+    found: dict[str, set[tuple[str, Shape]]] = {
+        "": {(name, canonical_shape(shape)) for name, shape in names.items()}
+    }
+    for prefix in chosen:
+        cut = len(prefix) + 1
+        head = prefix + "."
+        found[prefix] = {
+            (name[cut:], canonical_shape(shape)) for name, shape in names.items() if name.startswith(head)
+        }
+    return found
+
+
+def _rivals(scored: list[tuple[int, str, str]], best: tuple[int, str, str], keys: int) -> tuple[str, ...]:
+    """Other, disjoint parts of the checkpoint that explain the model as well (EMA, student, teacher)."""
+    n_best, p_best, q_best = best
+    if n_best * 2 < keys:
+        return ()
+    found = []
+    for n, p, q in scored:
+        apart = p and p_best and not _nested(p, p_best)
+        if apart and q == q_best and n * 10 >= n_best * 9:
+            found.append(p)
+    return tuple(p for p in found if not any(_nested(p, o) and len(o) < len(p) for o in found))
+
+
+def _nested(p: str, q: str) -> bool:
+    return p == q or p.startswith(q + ".") or q.startswith(p + ".")
+
+
+def relative_name(name: str, prefix: str) -> str:
+    """The name below the prefix; names elsewhere are kept apart by a leading ``~``."""
+    if not prefix:
+        return name
+    if name.startswith(prefix + "."):
+        return name[len(prefix) + 1 :]
+    return "~." + name
+
+
+def strips_of(keys: Iterable[str], base: Base) -> tuple[Strip, ...]:
+    """The wrapper segments and the base prefix that the checkpoint's keys carry, counted."""
+    keys = list(keys)
+    found = [
+        Strip(segment, BY_SEGMENT[segment].writer, BY_SEGMENT[segment].anywhere, count)
+        for segment, count in wrapper_counts(keys).items()
+    ]
+    if base.source:
+        count = sum(strip_key(k).startswith(base.source + ".") for k in keys)
+        found.append(Strip(base.source, "", False, count))
+    return tuple(found)
+
+
+def shapes(specs: Mapping[str, TensorSpec]) -> dict[str, Shape]:
+    """Key -> shape."""
+    return {k: s.shape for k, s in specs.items()}

@@ -1,0 +1,121 @@
+"""What a unit's name says it is for: attention part, norm slot, table, modality ..."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+
+from ckptdoctor.align.names import Token, concepts_of, exclusive_values, table
+from ckptdoctor.align.units import Unit
+
+_OUT_WORDS = frozenset({"proj", "linear", "out", "output", "project", "c"})
+_ATTENTION = frozenset({"attn", "xattn"})
+_NORM_CLASSES = ("Norm",)
+
+
+def last_words(unit: Unit) -> tuple[Token, ...]:
+    """Concepts of the last segment that is more than a number."""
+    for segment in reversed(unit.name.concepts):
+        if any(isinstance(t, str) for t in segment):
+            return segment
+    return ()
+
+
+def kind_of(unit: Unit) -> str:
+    """`norm`, `scale`, `matrix` or ``""``."""
+    if "running_mean" in unit.leaves or unit.cls.find("Norm") >= 0:
+        return "norm"
+    last = last_words(unit)
+    weight = unit.leaves.get("weight")
+    if weight is not None and sum(d != 1 for d in weight.shape) > 1:
+        return "matrix"
+    if "norm" in last:
+        return "norm"
+    return "scale" if "scale" in last else ""
+
+
+def values_of(unit: Unit) -> dict[str, Token]:
+    """Exclusive values by group, with what only the context tells (`attn.proj` is the output)."""
+    found = exclusive_values(unit.name)
+    tokens = {t for seg in unit.name.concepts for t in seg}
+    last = set(last_words(unit))
+    if kind_of(unit) == "norm":
+        norm_of = found.get("part") if found.get("part") in last else None
+        found.pop("part", None)
+        found.pop("ffn", None)
+        found.pop("reads", None)
+        return found if norm_of is None else {**found, "part": norm_of}
+    if found.get("part") == "o" and not (tokens & _ATTENTION) and "mlp" in tokens:
+        del found["part"]
+    if "part" not in found and tokens & _ATTENTION and last & _OUT_WORDS:
+        found["part"] = "o"
+    if found.get("part") not in last and found.get("part") not in (None, "o"):
+        # `qkv.0`-like containers name their parts; anything deeper is something else
+        pass
+    return found
+
+
+@cache
+def _slot_patterns() -> list[tuple[tuple[str, ...], str]]:
+    slots = table()["slots"]
+    rows = [(tuple(p.split()), slot) for slot in ("last", "cross", "first") for p in slots[slot]]
+    return sorted(rows, key=lambda row: -len(row[0]))
+
+
+def named_slot(unit: Unit) -> str:
+    """`first`, `cross`, `last` or ``""``: which of the block's norms the name means."""
+    words: list[Token] = [t for seg in scope_tail(unit) for t in seg if isinstance(t, str)]
+    folded = set(concepts_of(tuple(words)))
+    for pattern, slot in _slot_patterns():
+        if set(pattern) <= folded:
+            return slot
+    return ""
+
+
+def scope_tail(unit: Unit) -> Sequence[tuple[Token, ...]]:
+    """Segments below the innermost block."""
+    segments = unit.name.concepts
+    for i in range(len(segments) - 2, -1, -1):
+        if any(isinstance(t, int) for t in segments[i]):
+            return segments[i + 1 :]
+    return segments
+
+
+def scope_of(unit: Unit) -> str:
+    """Path of the innermost block (the last segment above the unit that carries a number)."""
+    segments = unit.path.split(".")
+    return ".".join(segments[: len(segments) - len(scope_tail(unit))])
+
+
+def slots_of(units: Sequence[Unit]) -> dict[int, str]:
+    """Slot of each norm in blocks with two or three norms; a trailing number counts as a slot too."""
+    blocks: dict[str, list[Unit]] = defaultdict(list)
+    for unit in units:
+        if kind_of(unit) == "norm" and any(isinstance(t, int) for seg in unit.name.concepts for t in seg):
+            blocks[scope_of(unit)].append(unit)
+    found: dict[int, str] = {}
+    for members in blocks.values():
+        if len(members) in (2, 3):
+            found.update(_block_slots(members))
+    return found
+
+
+def _block_slots(members: Sequence[Unit]) -> dict[int, str]:
+    numbered = {u.index: u.name.numbers[-1] for u in members if _ends_in_number(u)}
+    if len(numbered) == len(members) and len({u.name.skeleton for u in members}) == 1:
+        names = ("first", "last") if len(members) == 2 else ("first", "cross", "last")
+        ranked = sorted(members, key=lambda u: u.name.numbers)
+        return {u.index: slot for u, slot in zip(ranked, names, strict=True)}
+    slots = {u.index: named_slot(u) for u in members}
+    known = [s for s in slots.values() if s]
+    if len(known) == len(set(known)):
+        if len(members) == 2 and len(known) == 1:  # the other one is what is left
+            other = {"first": "last", "last": "first"}.get(known[0], "")
+            slots = {i: s or other for i, s in slots.items()}
+        return {i: s for i, s in slots.items() if s}
+    return {}
+
+
+def _ends_in_number(unit: Unit) -> bool:
+    return bool(unit.name.flat) and isinstance(unit.name.flat[-1], int)

@@ -1,0 +1,110 @@
+"""Units of matching: a module with its tensors travels as one, named by the module's path."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ckptdoctor.align.names import Name, leaf_role, name_of
+from ckptdoctor.trees import TensorSpec
+
+Shape = tuple[int, ...]
+
+# (pattern on the key, module group, role): reparametrised weights, old and new spelling alike.
+_SPECIAL = [
+    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.original0$"), "{1}_g"),
+    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.original1$"), "{1}_v"),
+    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.original$"), "{1}_orig"),
+    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.0\._u$"), "{1}_u"),
+    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.0\._v$"), "{1}_vec"),
+    (re.compile(r"^(.*)\.((?:weight|bias)_(?:ih|hh)_l\d+(?:_reverse)?)$"), "{1}"),
+    (re.compile(r"^(.*)\.((?:weight)_(?:g|v|u|orig|mask))$"), "{1}"),
+]
+_SUFFIXED = re.compile(r"^(.*[^.])[_.](weight|bias)$")
+_PAIRED = {"gamma": ("beta", "weight"), "beta": ("gamma", "bias"), "scale": ("bias", "weight")}
+OPTIONAL_ROLES = frozenset({"num_batches_tracked"})
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One tensor of a unit: the keys it is made of (usually one) and its spec."""
+
+    keys: tuple[str, ...]
+    shape: Shape
+    ops: tuple[str, ...] = ()  # how the keys combine into this leaf, e.g. concat(0)
+
+
+@dataclass(eq=False, slots=True)
+class Unit:
+    """A module (or a bare parameter) with its tensors by role."""
+
+    index: int
+    path: str
+    leaves: dict[str, Leaf]
+    name: Name
+    bare: bool = False
+    cls: str = ""
+    parts: tuple[Unit, ...] = ()
+    chain: tuple[int, ...] = field(default=())
+
+    @property
+    def key(self) -> frozenset[tuple[str, Shape]]:
+        """What has to agree for two units to be candidates of each other."""
+        return frozenset(
+            (role, canonical_shape(leaf.shape))
+            for role, leaf in self.leaves.items()
+            if role not in OPTIONAL_ROLES
+        )
+
+
+def canonical_shape(shape: Shape) -> Shape:
+    """Shape up to transposition and dimensions of one: what layout changes keep."""
+    return tuple(sorted(d for d in shape if d != 1))
+
+
+def split_key(key: str, siblings: Iterable[str]) -> tuple[str, str, bool]:
+    """Module path, role and whether the tensor is a bare parameter of its parent."""
+    for pattern, role in _SPECIAL:
+        m = pattern.match(key)
+        if m:
+            return m.group(1), role.replace("{1}", m.group(2)), False
+    path, _, leaf = key.rpartition(".")
+    role_name = leaf_role(leaf)
+    if role_name is not None and path:
+        return path, role_name, False
+    if leaf in _PAIRED and path:
+        partner, role_name = _PAIRED[leaf]
+        if partner in siblings and "weight" not in siblings:
+            return path, role_name, False
+    m = _SUFFIXED.match(key)
+    if m and not leaf.startswith(("weight", "bias")):
+        return m.group(1), m.group(2), False
+    return key, "weight", True
+
+
+def dotted(keys: Iterable[str]) -> bool:
+    """Whether keys use dots; some exports use slashes instead."""
+    return any("." in k for k in keys) or not any("/" in k for k in keys)
+
+
+def build_units(specs: Mapping[str, TensorSpec], modules: Mapping[str, str] | None = None) -> list[Unit]:
+    """Group keys into units, in order."""
+    slashes = not dotted(specs)
+    readable = {k: (k.replace("/", ".") if slashes else k) for k in specs}
+    siblings: dict[str, set[str]] = defaultdict(set)
+    for text in readable.values():
+        path, _, leaf = text.rpartition(".")
+        siblings[path].add(leaf)
+    units: dict[tuple[str, bool], Unit] = {}
+    for key, text in readable.items():
+        path, role, bare = split_key(text, siblings[text.rpartition(".")[0]])
+        unit = units.get((path, bare))
+        if unit is None or role in unit.leaves:
+            if unit is not None:
+                path, role, bare = text, "weight", True
+            cls = (modules or {}).get(path, "")
+            unit = units.setdefault((path, bare), Unit(len(units), path, {}, name_of(path), bare, cls))
+        unit.leaves[role] = Leaf((key,), specs[key].shape)
+    return list(units.values())

@@ -1,0 +1,62 @@
+"""Names that training code adds to keys: wrapper segments, removed on both sides before matching.
+
+To add a wrapper, add a row. A segment is removed only where the bare tree does not own it itself
+(a model may have a child called ``module``); that guard is :func:`canonical_keys`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """One row. ``anywhere``: the segment is a wrapper at any depth; else only in front or under one."""
+
+    segment: str
+    writer: str
+    anywhere: bool
+
+
+WRAPPERS: tuple[Wrapper, ...] = (
+    Wrapper("_orig_mod", "torch.compile", True),
+    Wrapper("_fsdp_wrapped_module", "FullyShardedDataParallel", True),
+    Wrapper("_checkpoint_wrapped_module", "activation checkpointing", True),
+    Wrapper("_forward_module", "a Lightning strategy", True),
+    Wrapper("_fpw_module", "FairScale FullyShardedDataParallel", True),
+    Wrapper("module", "torch.nn.DataParallel or DistributedDataParallel", False),
+    Wrapper("_module", "Opacus GradSampleModule", False),
+)
+BY_SEGMENT = {w.segment: w for w in WRAPPERS}
+
+
+def strip_key(key: str, own: frozenset[str] = frozenset()) -> str:
+    """The key without wrapper segments; ``own`` holds segments the model itself uses as children.
+
+    >>> strip_key("module._orig_mod.layer.0.weight")
+    'layer.0.weight'
+    >>> strip_key("sa1.mlp_module.layer0.weight")
+    'sa1.mlp_module.layer0.weight'
+    """
+    out: list[str] = []
+    for segment in key.split("."):
+        wrapper = BY_SEGMENT.get(segment)
+        if wrapper is not None and segment not in own and (wrapper.anywhere or not out):
+            continue
+        out.append(segment)
+    return ".".join(out) or key
+
+
+def wrapper_counts(keys: Iterable[str], own: frozenset[str] = frozenset()) -> dict[str, int]:
+    """Wrapper segment -> how many keys carry it where :func:`strip_key` removes it."""
+    counts: dict[str, int] = {}
+    for key in keys:
+        front = True
+        for segment in key.split("."):
+            wrapper = BY_SEGMENT.get(segment)
+            if wrapper is None or segment in own or not (wrapper.anywhere or front):
+                front = False
+                continue
+            counts[segment] = counts.get(segment, 0) + 1
+    return counts
