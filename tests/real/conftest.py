@@ -22,7 +22,7 @@ def real() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def ckptdoctor() -> Callable[..., subprocess.CompletedProcess[str]]:
+def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command as a user does; colours off, wide enough that nothing wraps."""
 
     def run(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

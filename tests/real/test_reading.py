@@ -137,30 +137,30 @@ def test_a_harvested_module_has_what_its_own_state_dict_would_have(real: Real) -
 
 
 @pytest.mark.parametrize("name", [*BARE, *CHGNET.values(), *STEGANOGAN])
-def test_inspect_on_the_command_line(real: Real, name: str, ckptdoctor: Run) -> None:
-    done = ckptdoctor("inspect", real(name))
+def test_inspect_on_the_command_line(real: Real, name: str, cli: Run) -> None:
+    done = cli("inspect", real(name))
     assert done.returncode in (0, 1), done.stderr
     assert len(done.stdout.splitlines()) <= 45
-    report = json.loads(ckptdoctor("inspect", real(name), "--format", "json").stdout)
+    report = json.loads(cli("inspect", real(name), "--format", "json").stdout)
     assert report["tensors"] == open_checkpoint(real(name)).tensors
 
 
-def test_inspect_names_the_gpu_that_a_file_was_saved_on(real: Real, ckptdoctor: Run) -> None:
-    assert "cuda:7" in ckptdoctor("inspect", real(CHGNET["0.3.0"])).stdout
-    assert "cuda:0" in ckptdoctor("inspect", real("lpips/weights/v0.1/alex.pth")).stdout
+def test_inspect_names_the_gpu_that_a_file_was_saved_on(real: Real, cli: Run) -> None:
+    assert "cuda:7" in cli("inspect", real(CHGNET["0.3.0"])).stdout
+    assert "cuda:0" in cli("inspect", real("lpips/weights/v0.1/alex.pth")).stdout
 
 
-def test_inspect_says_what_torch_refuses(real: Real, ckptdoctor: Run) -> None:
-    done = ckptdoctor("inspect", real(STEGANOGAN[0]))
+def test_inspect_says_what_torch_refuses(real: Real, cli: Run) -> None:
+    done = cli("inspect", real(STEGANOGAN[0]))
     assert done.returncode == 1
     assert "steganogan" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["facenet_pytorch/data/rnet.pt", "lpips/weights/v0.0/alex.pth"])
-def test_a_real_file_cut_short_is_refused(real: Real, name: str, tmp_path: Path, ckptdoctor: Run) -> None:
+def test_a_real_file_cut_short_is_refused(real: Real, name: str, tmp_path: Path, cli: Run) -> None:
     data = real(name).read_bytes()
     for size in (len(data) - 1, len(data) // 2, 100):
         (tmp_path / "cut.pth").write_bytes(data[:size])
-        done = ckptdoctor("inspect", tmp_path / "cut.pth")
+        done = cli("inspect", tmp_path / "cut.pth")
         assert done.returncode == 2, size
         assert "cut.pth" in done.stderr and "Traceback" not in done.stderr

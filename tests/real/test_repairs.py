@@ -112,34 +112,34 @@ def test_widths_of_another_configuration_are_no_case_for_repair(real: Real) -> N
     assert_same(right, torch_load(path))
 
 
-def test_two_releases_of_one_network(real: Real, ckptdoctor: Run) -> None:
+def test_two_releases_of_one_network(real: Real, cli: Run) -> None:
     """A checkpoint as the model: chgnet r2scan was fine-tuned from 0.3.0, while 0.2.0 is another network."""
     chgnet = "chgnet/pretrained/{}.pth.tar"
     newer = real(chgnet.format("0.3.0/chgnet_0.3.0_e29f68s314m37"))
     tuned = real(chgnet.format("r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23"))
     older = real(chgnet.format("0.2.0/chgnet_0.2.0_e30f77s348m32"))
-    same = ckptdoctor("diagnose", newer, tuned)
+    same = cli("diagnose", newer, tuned)
     assert same.returncode == 1 and "model.state_dict" in same.stdout, same.stderr
-    other = ckptdoctor("repair", newer, older, "-o", older.parent / "never.pth")
+    other = cli("repair", newer, older, "-o", older.parent / "never.pth")
     assert other.returncode in (1, 2)
     assert not (older.parent / "never.pth").exists()
 
 
 @pytest.mark.parametrize("form", ["bare", "envelope"])
-def test_saved_again_under_data_parallel(real: Real, ckptdoctor: Run, tmp_path: Path, form: str) -> None:
+def test_saved_again_under_data_parallel(real: Real, cli: Run, tmp_path: Path, form: str) -> None:
     original = torch_load(real(FACENET.format("pnet")))
     state = {f"module.{key}": value for key, value in original.items()}
     torch.save(state if form == "bare" else {"epoch": 9, "state_dict": state}, tmp_path / "ddp.pth")
     (tmp_path / "model.py").write_text(Path(models.__file__).read_text())
     args = (tmp_path / "model.py:PNet", tmp_path / "ddp.pth")
-    diagnosed = ckptdoctor("diagnose", *args)
+    diagnosed = cli("diagnose", *args)
     assert diagnosed.returncode == 1 and "`module.`" in diagnosed.stdout, diagnosed.stderr
-    repaired = ckptdoctor("repair", *args, "-o", tmp_path / "fixed.pth")
+    repaired = cli("repair", *args, "-o", tmp_path / "fixed.pth")
     assert repaired.returncode == 0, repaired.stderr
     model = models.PNet()
     model.load_state_dict(torch_load(tmp_path / "fixed.pth"), strict=True)
     assert_same(model, original)
-    assert ckptdoctor("diagnose", args[0], tmp_path / "fixed.pth").returncode == 0
+    assert cli("diagnose", args[0], tmp_path / "fixed.pth").returncode == 0
 
 
 def test_the_outputs_are_those_of_the_original_network(real: Real) -> None:
