@@ -9,7 +9,7 @@ segment); ``{bias,weight}`` and ``{0..11}`` (alternatives); ``{i}``, ``{i+1}``, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -221,3 +221,18 @@ def index_text(index: Index) -> str:
 def is_number(text: str) -> bool:
     """Whether the text is a number as :data:`ckptdoctor.keys.names.NUMBER` reads it."""
     return NUMBER.fullmatch(text) is not None and int(text) < NUMBER_LIMIT
+
+
+def render(segments: Iterable[Segment]) -> str:
+    """The inverse of :func:`parse`."""
+    return ".".join("**" if s is None else "".join(map(_atom_text, s)) for s in segments)
+
+
+def _atom_text(atom: Atom) -> str:
+    if isinstance(atom, str):
+        return escape(atom)
+    if isinstance(atom, Index):
+        return index_text(atom)
+    if isinstance(atom, Star):
+        return "*"
+    return "{" + ",".join(escape(i) if isinstance(i, str) else f"{i.low}..{i.high}" for i in atom.items) + "}"

@@ -1,0 +1,157 @@
+"""Patterns that take a key apart so that another pattern can put one together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ckptdoctor.keys.grammar import Group, Index, PatternError, Segment, Span, Star, parse
+from ckptdoctor.keys.names import NUMBER_LIMIT, printable, skeleton
+
+_NUMBER = "(0|[1-9][0-9]{0,14})"
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What the open places of a pattern stood for in one key."""
+
+    indices: dict[str, int]
+    stars: tuple[str, ...]
+    deep: str  # what `**` stood for, with a dot before each segment; "" for no segment
+
+
+class Capture:
+    """A pattern of literals, ``{i}`` indices, whole-segment ``*`` and at most one ``**``.
+
+    Every key fits in one way at most, so the binding determines the key and the key the binding.
+    Raises :class:`PatternError` when the text is not of this kind.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.segments: tuple[Segment, ...] = parse(text)
+        self.indices: list[Index] = []
+        self.stars = 0
+        self.deep = 0
+        self._regex = re.compile("".join(map(self._segment_regex, self.segments)))
+        if self.deep > 1:
+            raise self.fail("two `**` can share the segments between them in more than one way")
+
+    def fail(self, what: str) -> PatternError:
+        """An error that names this pattern."""
+        return PatternError(f"pattern `{printable(self.text)}`: {what}")
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The index variables."""
+        return frozenset(i.name for i in self.indices)
+
+    @property
+    def is_literal(self) -> bool:
+        """Whether the pattern stands for one key only."""
+        return not (self.indices or self.stars or self.deep)
+
+    def key(self) -> str:
+        """The one key of a literal pattern."""
+        return ".".join("".join(a for a in s or () if isinstance(a, str)) for s in self.segments)
+
+    def skeletons(self) -> list[str | None]:
+        """Per segment: the text with numbers and indices as ``#``; None for ``*``; ``**`` as ``"**"``."""
+        return [_skeleton(s) for s in self.segments]
+
+    def _segment_regex(self, segment: Segment) -> str:
+        if segment is None:
+            self.deep += 1
+            return r"((?:\.[^.]*)*)"
+        if Star() in segment:
+            if len(segment) > 1:
+                raise self.fail("`*` stands for a whole segment here")
+            self.stars += 1
+            return r"\.([^.]*)"
+        for left, right in zip((None, *segment), (*segment, None), strict=True):
+            self._check_border(left, right)
+        return r"\." + "".join(map(self._atom_regex, segment))
+
+    def _check_border(self, left: object, right: object) -> None:
+        # `1{i}` and `{i}{j}` could read one number in two ways.
+        if isinstance(left, Index) and isinstance(right, Index):
+            raise self.fail("two indices need text between them")
+        digit_left = isinstance(left, str) and left[-1].isdigit() and isinstance(right, Index)
+        digit_right = isinstance(right, str) and right[0].isdigit() and isinstance(left, Index)
+        if digit_left or digit_right:
+            raise self.fail("an index stands for a whole number; a digit beside it would split the number")
+
+    def _atom_regex(self, atom: str | Index | Group | Star) -> str:
+        if isinstance(atom, str):
+            return re.escape(atom)
+        if isinstance(atom, Index):
+            self.indices.append(atom)
+            return _NUMBER
+        raise self.fail("alternatives like `{a,b}` do not say which goes where; use `*` or one rule each")
+
+    def match(self, key: str) -> Binding | None:
+        """What the open places stand for in this key, or None."""
+        found = self._regex.fullmatch("." + key)
+        if found is None:
+            return None
+        return self._bind(iter(found.groups()))
+
+    def _bind(self, groups: Iterator[str]) -> Binding | None:
+        indices: dict[str, int] = {}
+        stars: list[str] = []
+        deep = ""
+        for segment in self.segments:
+            if segment is None:
+                deep = next(groups)
+            for atom in segment or ():
+                if isinstance(atom, Star):
+                    stars.append(next(groups))
+                elif isinstance(atom, Index):
+                    value = int(next(groups))
+                    if not _within(value, atom.within):
+                        return None
+                    if indices.setdefault(atom.name, value - atom.offset) != value - atom.offset:
+                        return None
+        return Binding(indices, tuple(stars), deep)
+
+    def fill(self, binding: Binding) -> str | None:
+        """The key with these open places, or None when a number would be negative or out of its range."""
+        text: list[str] = []
+        stars = iter(binding.stars)
+        for segment in self.segments:
+            if segment is None:
+                text.append(binding.deep)
+                continue
+            text.append(".")
+            for atom in segment:
+                if isinstance(atom, str):
+                    text.append(atom)
+                elif isinstance(atom, Star):
+                    text.append(next(stars))
+                elif isinstance(atom, Index):
+                    value = binding.indices[atom.name] + atom.offset
+                    if not 0 <= value < NUMBER_LIMIT or not _within(value, atom.within):
+                        return None
+                    text.append(str(value))
+        key = "".join(text)
+        return key[1:] if key else None  # no segment at all is no key
+
+
+def _within(value: int, spans: tuple[Span, ...]) -> bool:
+    return not spans or any(s.low <= value <= s.high for s in spans)
+
+
+def _skeleton(segment: Segment) -> str | None:
+    if segment is None:
+        return "**"
+    if Star() in segment:
+        return None
+    return skeleton("".join(a if isinstance(a, str) else "0" for a in segment))
+
+
+@lru_cache(maxsize=4096)
+def capture(text: str) -> Capture:
+    """:class:`Capture` of the text; kept, since plans use the same patterns over and over."""
+    return Capture(text)

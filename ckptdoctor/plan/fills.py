@@ -1,0 +1,25 @@
+"""How one key of the model gets its tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FillKind = Literal["load", "keep", "reinit", "tie"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """How one key of the model gets its tensor.
+
+    ``load``: from the checkpoint's ``sources`` (keys as in the file) through ``ops`` (op texts, none for a
+    plain copy). ``tie``: the same tensor as the model's key ``tied_to``, whose sources and ops are repeated
+    here. ``keep`` and ``reinit``: the model's own values. ``cast`` is the class of the dtype change, if any.
+    """
+
+    target: str
+    kind: FillKind
+    sources: tuple[str, ...] = ()
+    ops: tuple[str, ...] = ()
+    tied_to: str = ""
+    cast: str = ""

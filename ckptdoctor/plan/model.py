@@ -1,0 +1,251 @@
+"""What a plan is: steps in an order, the trees they were made for, and the result they must give."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from ckptdoctor.casts import CastClass
+from ckptdoctor.keys import Rule, expand_groups, has_wildcards, split, unfold
+from ckptdoctor.keys.capture import capture
+from ckptdoctor.keys.names import escape_char
+
+Safety = Literal["safe", "unsafe", "undecided"]
+
+
+def _readable(text: str) -> str:
+    """Half a surrogate pair fits in no text file; it stays visible as an escape."""
+    return "".join(escape_char(c) if 0xD800 <= ord(c) < 0xE000 else c for c in text)
+
+
+def _glob(text: str) -> str:
+    if not has_wildcards(text):
+        unfold(text)
+    return text
+
+
+Text = Annotated[str, AfterValidator(_readable)]
+Glob = Annotated[str, AfterValidator(_glob)]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, strict=False)
+
+
+class SourceRef(_Data):
+    """The checkpoint: file as the user named it, which state dict in it, the digest of its tree."""
+
+    file: Text
+    state_dict: Text = ""
+    tree: Digest
+    keys: Annotated[int, Field(ge=0)]
+
+
+class TargetRef(_Data):
+    """The model: its label and the digest of its tree."""
+
+    model: Text
+    tree: Digest
+    keys: Annotated[int, Field(ge=0)]
+
+
+class _Step(_Data):
+    keys: Annotated[int, Field(gt=0, strict=True)]
+    why: Text = ""
+    safety: Safety = "safe"
+
+
+class StripPrefix(_Step):
+    """Remove ``prefix`` (whole segments, with its last dot) from the names that begin with it."""
+
+    op: Literal["strip_prefix"] = "strip_prefix"
+    prefix: Annotated[Text, Field(pattern=r"(?s)^.+\.$")]
+
+    def rewrite(self, name: str) -> str:
+        """The name without the prefix."""
+        return name.removeprefix(self.prefix)
+
+
+class StripSegment(_Step):
+    """Remove ``segment`` (one or more whole segments) wherever it stands in a name."""
+
+    op: Literal["strip_segment"] = "strip_segment"
+    segment: Annotated[Text, Field(min_length=1)]
+
+    def rewrite(self, name: str) -> str:
+        """The name without the segment; a name that would be empty stays."""
+        gone = split(self.segment)
+        kept: list[str] = []
+        parts = split(name)
+        at = 0
+        while at < len(parts):
+            if parts[at : at + len(gone)] == gone:
+                at += len(gone)
+            else:
+                kept.append(parts[at])
+                at += 1
+        return ".".join(kept) if kept else name
+
+
+class Rename(_Step):
+    """Names that fit ``from`` become ``to``; see :class:`ckptdoctor.keys.Rule`. ``keys`` counts names."""
+
+    op: Literal["rename"] = "rename"
+    from_: Annotated[str, Field(alias="from")]
+    to: str
+
+    @model_validator(mode="after")
+    def _invertible(self) -> Rename:
+        Rule(self.from_, self.to)
+        return self
+
+
+class Transform(_Step):
+    """Several tensors in, several out: each ``to`` is filled by its own chain in ``apply``.
+
+    Braces in ``from`` list sources in order (``experts.{0..7}.w1.weight``). ``keys`` counts the model's
+    keys that are filled. ``shared`` says that other steps may use the same tensors too.
+    """
+
+    op: Literal["transform"] = "transform"
+    from_: Annotated[tuple[str, ...], Field(alias="from", min_length=1)]
+    to: Annotated[tuple[str, ...], Field(min_length=1)]
+    apply: Annotated[tuple[str, ...], Field(min_length=1)]
+    shared: bool = False
+
+    @property
+    def sources(self) -> list[str]:
+        """The ``from`` patterns with their braces expanded, in the order that the ops see."""
+        return [p for text in self.from_ for p in expand_groups(text)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Transform:
+        if len(self.to) != len(self.apply):
+            raise ValueError(
+                f"`to` has {len(self.to)} entries and `apply` {len(self.apply)}; each `to` has its own chain"
+            )
+        first, *others = (capture(p) for p in (*self.sources, *self.to))
+        for other in others:
+            if not other.names <= first.names or (other.stars, other.deep) != (first.stars, first.deep):
+                raise other.fail(f"its indices and wildcards are not those of `{first.text}`")
+        return self
+
+
+class Tie(_Step):
+    """The model's keys ``to`` are the same tensors as its keys ``from`` (tied weights)."""
+
+    op: Literal["tie"] = "tie"
+    from_: Annotated[str, Field(alias="from")]
+    to: str
+
+    @model_validator(mode="after")
+    def _invertible(self) -> Tie:
+        Rule(self.from_, self.to)
+        return self
+
+
+class Keep(_Step):
+    """The model's keys ``to`` stay as they are: derived buffers that no checkpoint needs to hold."""
+
+    op: Literal["keep"] = "keep"
+    to: Annotated[tuple[Glob, ...], Field(min_length=1)]
+
+
+class Reinit(_Step):
+    """The model's keys ``to`` stay at their initial values because a person decided so."""
+
+    op: Literal["reinit"] = "reinit"
+    to: Annotated[tuple[Glob, ...], Field(min_length=1)]
+
+
+class Drop(_Step):
+    """The checkpoint's names ``from`` (after the strips) are left unused."""
+
+    op: Literal["drop"] = "drop"
+    from_: Annotated[tuple[Glob, ...], Field(alias="from", min_length=1)]
+
+
+class Cast(_Step):
+    """Tensors of the model's keys ``to`` change dtype; ``class`` says what that does to values."""
+
+    op: Literal["cast"] = "cast"
+    to: Annotated[tuple[Glob, ...], Field(min_length=1)]
+    dtype_from: Text
+    dtype_to: Text
+    class_: Annotated[CastClass, Field(alias="class")]
+
+
+class Place(_Step):
+    """Tensors were saved on these devices; they end where the model is. ``keys`` counts checkpoint keys."""
+
+    op: Literal["place"] = "place"
+    devices: Annotated[tuple[Text, ...], Field(min_length=1)]
+
+
+Step = Annotated[
+    StripPrefix | StripSegment | Rename | Transform | Tie | Keep | Reinit | Drop | Cast | Place,
+    Field(discriminator="op"),
+]
+
+
+class OpenQuestion(_Data):
+    """Something a person has to decide before the plan can run; ``flags`` answer it."""
+
+    kind: Text
+    title: Text
+    flags: tuple[Text, ...] = ()
+
+
+class Result(_Data):
+    """How many keys end how. The model's: loaded (unchanged among them), kept, reinitialised, tied, open.
+
+    The checkpoint's: unused (dropped by a step) and unexplained. ``open`` and ``unexplained`` are 0 in a
+    plan that can run.
+    """
+
+    loaded: Annotated[int, Field(ge=0)] = 0
+    unchanged: Annotated[int, Field(ge=0)] = 0
+    kept: Annotated[int, Field(ge=0)] = 0
+    reinitialised: Annotated[int, Field(ge=0)] = 0
+    tied: Annotated[int, Field(ge=0)] = 0
+    unused: Annotated[int, Field(ge=0)] = 0
+    open: Annotated[int, Field(ge=0)] = 0
+    unexplained: Annotated[int, Field(ge=0)] = 0
+
+
+class Plan(_Data):
+    """Ordered steps from one checkpoint's tree to one model's, bound to both by digest.
+
+    Strip steps come first and rewrite the checkpoint's names one after the other. The others act at the
+    same time on those names, and the first rename or drop that fits a name wins. A name in no step stays.
+    """
+
+    format: Literal[1] = 1
+    source: SourceRef
+    target: TargetRef
+    step: tuple[Step, ...] = ()
+    decision: tuple[Text, ...] = ()
+    question: tuple[OpenQuestion, ...] = ()
+    result: Result = Result()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to decide, so that the plan can run."""
+        return not (self.question or self.result.open or self.result.unexplained)
+
+    @property
+    def safe(self) -> bool:
+        """Whether the plan is complete and every step is safe."""
+        return self.complete and all(s.safety == "safe" for s in self.step)
+
+    @model_validator(mode="after")
+    def _strips_first(self) -> Plan:
+        seen_other = False
+        for number, step in enumerate(self.step, 1):
+            strip = isinstance(step, StripPrefix | StripSegment)
+            if strip and seen_other:
+                raise ValueError(f"step {number}: strip steps come before all others")
+            seen_other = seen_other or not strip
+        return self
