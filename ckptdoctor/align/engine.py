@@ -82,7 +82,12 @@ def make_units(state: State) -> None:
 
 def _specs(names: dict[str, str], tree: ParamTree, exact: set[str]) -> dict[str, TensorSpec]:
     """Specs by canonical name, without derived buffers that only one side has."""
-    return {n: tree[k] for n, k in names.items() if n in exact or not is_derived(n)}
+    travels = "num_batches_tracked"  # part of its module, unlike other derived buffers
+    return {
+        n: tree[k]
+        for n, k in names.items()
+        if n in exact or not is_derived(n) or n.endswith(travels)
+    }
 
 
 def match(state: State) -> None:

@@ -14,6 +14,8 @@ from ckptdoctor.align.units import OPTIONAL_ROLES, Unit, canonical_shape
 MARGIN = 1.0
 EXACT, ROLE, SLOT, STRUCTURE, ORDINAL, RANK, WORDS, LAST_WORD, ORDER = 4.0, 2.0, 3.0, 3.0, 3.0, 2.0, 3.0, 0.75, 0.5
 _SOFT = {"side": 3.0, "modality": 3.0, "path": 2.0, "squeeze": 3.0, "branch": 2.0, "reads": 4.0, "ffn": 4.0}
+_LOCAL = 64  # units below an ancestor up to which ranks within it are told
+SHAPE = 1.5  # same shape without turning
 _DECAY = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 
 
@@ -32,6 +34,7 @@ class Side:
     order_rank: dict[int, tuple[int, int]] = field(default_factory=dict)  # k-th of its class
     scopes: dict[int, list[int]] = field(default_factory=dict)  # structure hashes of the ancestors
     scope_count: Counter[int] = field(default_factory=Counter)
+    local: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)  # unit -> scope -> rank, count
 
 
 def prepare(units: Sequence[Unit], ordered: bool) -> Side:
@@ -114,6 +117,23 @@ def _structure(side: Side) -> None:
         flat = unit.name.flat
         found = [sums[flat[:d]] for d in range(1, len(flat)) if size[flat[:d]] > 1]
         side.scopes[unit.index] = list(dict.fromkeys(found))
+    _local_ranks(side, sums, size)
+
+
+def _local_ranks(
+    side: Side, sums: dict[tuple[Token, ...], int], size: Counter[tuple[Token, ...]]
+) -> None:
+    """Rank among the units of the same shapes below each ancestor, where numbers alone tell them apart."""
+    members: dict[tuple[tuple[Token, ...], object], list[Unit]] = defaultdict(list)
+    for unit in side.units:
+        flat = unit.name.flat
+        for depth in range(1, len(flat)):
+            if 1 < size[flat[:depth]] <= _LOCAL:
+                members[flat[:depth], unit.key].append(unit)
+    for (prefix, _), units in members.items():
+        if 1 < len(units) and len({u.name.skeleton for u in units}) == 1:
+            for rank, unit in enumerate(sorted(units, key=lambda u: u.name.numbers)):
+                side.local.setdefault(unit.index, {})[sums[prefix]] = (rank, len(units))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +162,28 @@ def score(a: Side, u: Unit, b: Side, v: Unit) -> Score | None:
     if kind_u and kind_v and kind_u != kind_v:
         return None
     role = _role_score(a, u, b, v, reasons)
-    if role is None:
+    turned = _turned(u, v)
+    if role is None or turned is None:
         return None
-    total += role + _structure_score(a, u, b, v, reasons) + _ordinal_score(a, u, b, v, reasons)
+    total += role - SHAPE * turned + _structure_score(a, u, b, v, reasons) + _ordinal_score(a, u, b, v, reasons)
     if a.ordered and b.ordered and a.order_rank[u.index] == b.order_rank[v.index]:
         reasons.append("same place in the order of its shape")
     return Score(total, tuple(reasons))
+
+
+def _turned(u: Unit, v: Unit) -> bool | None:
+    """Whether a matrix would have to be transposed; None where that makes no sense (convolutions)."""
+    turned = False
+    for role, leaf in v.leaves.items():
+        mine = u.leaves.get(role)
+        if mine is None:
+            continue
+        x, y = [d for d in mine.shape if d != 1], [d for d in leaf.shape if d != 1]
+        if x != y and len(x) == 2:
+            if len(mine.shape) != 2 or len(leaf.shape) != 2:
+                return None
+            turned = True
+    return turned
 
 
 def _word_score(bu: dict[Token, float], bv: dict[Token, float]) -> float:
@@ -203,16 +239,32 @@ def _structure_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> 
 
 
 def _ordinal_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float:
+    local = _local_score(a, u, b, v, reasons)
     ranks_u, ranks_v = a.ranks[u.index], b.ranks[v.index]
     if ranks_u and ranks_u == ranks_v:
         reasons.append("same numbers")
-        return ORDINAL
+        return ORDINAL + max(local, 0.0)
     fam_u, fam_v = a.family[u.index], b.family[v.index]
     if fam_u == fam_v and fam_u[1] > 1 and ranks_u and ranks_v:
         reasons.append(f"number {fam_u[0] + 1} of {fam_u[1]} alike")
-        return RANK
+        return RANK + local
     common = _common_ranks(ranks_u, ranks_v)
-    return 0.6 * common
+    return 0.6 * common + local
+
+
+def _local_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float:
+    """Same rank below the innermost ancestor that both have in common."""
+    mine, theirs = a.local.get(u.index), b.local.get(v.index)
+    if not mine or not theirs:
+        return 0.0
+    for h in reversed(a.scopes[u.index]):
+        x, y = mine.get(h), theirs.get(h)
+        if x is not None and y is not None and x[1] == y[1]:
+            if x[0] == y[0]:
+                reasons.append(f"number {x[0] + 1} of {x[1]} in its block")
+                return RANK
+            return -RANK
+    return 0.0
 
 
 def _common_ranks(x: tuple[tuple[int, int], ...], y: tuple[tuple[int, int], ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from ckptdoctor.align.model import Alignment, Choice, Match, Question, Unused, V
 from ckptdoctor.align.names import is_derived
 from ckptdoctor.align.orient import Chain, Pair, make_pairs, options
 from ckptdoctor.align.prefix import strips_of
-from ckptdoctor.align.units import Leaf, Unit
+from ckptdoctor.align.units import Leaf, Unit, canonical_shape, split_key
 from ckptdoctor.trees import ParamTree
 
 if TYPE_CHECKING:
@@ -17,12 +18,24 @@ if TYPE_CHECKING:
 
 
 def followers(target: ParamTree, source: ParamTree) -> dict[str, str]:
-    """Tied model keys that follow another one; the one the checkpoint has leads, else the first."""
+    """Tied model keys that follow another one, unless the checkpoint has tensors enough for all.
+
+    The key that the checkpoint has leads, else the first.
+    """
+    supply = Counter((canonical_shape(s.shape), _role(k)) for k, s in source.specs.items())
+    demand = Counter((canonical_shape(s.shape), _role(k)) for k, s in target.specs.items())
     found = {}
     for group in target.ties:
+        kinds = {(canonical_shape(target[k].shape), _role(k)) for k in group}
+        if all(supply[kind] >= demand[kind] for kind in kinds):
+            continue
         leader = next((k for k in group if k in source), group[0])
         found.update({k: leader for k in group if k != leader})
     return found
+
+
+def _role(key: str) -> str:
+    return split_key(key, ())[1]
 
 
 def write_matches(state: State) -> None:
@@ -77,7 +90,7 @@ def _open_leaf(state: State, dst: Leaf, candidates: Sequence[Leaf]) -> None:
     found: dict[str, list[Choice]] = {name: [] for name in dst.keys}
     for src in candidates:
         sources = tuple(state.source_names[n] for n in src.keys)
-        for chain in options(src, dst.shape, src.keys[0].rpartition(".")[2]):
+        for chain in options(src, dst.shape):
             for name, ops in _targets(src, dst, chain):
                 found[name].append(Choice(sources, ops, "shape and place in the tree allow it"))
     for name, choices in found.items():
@@ -101,8 +114,14 @@ def _used(state: State, key: str) -> bool:
 
 
 def fill_ties(state: State) -> None:
-    """Tied model keys take what their leader takes."""
-    for key, leader in state.followers.items():
+    """Tied model keys that found nothing of their own take what their partner takes."""
+    lonely = {
+        k: next((o for o in group if o in state.matches and o != k), group[0])
+        for group in state.target.ties
+        for k in group
+        if k not in state.matches or state.matches[k].status == "missing"
+    }
+    for key, leader in lonely.items():
         match = state.matches.get(leader)
         if match is not None:
             evidence = (f"tied to `{leader}`",)

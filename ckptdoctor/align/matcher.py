@@ -10,7 +10,7 @@ from ckptdoctor.align.evidence import MARGIN, ORDER, Score, Side, prepare, score
 from ckptdoctor.align.solve import Solution, solve
 from ckptdoctor.align.units import Unit
 
-NULL = 0.6  # a pair below this explains less than leaving both out
+NULL = -0.5  # a pair below this explains less than leaving both out
 NEIGHBOUR = 1.0
 _LARGE_CLASS = 120
 

@@ -14,8 +14,6 @@ from math import prod
 from ckptdoctor.align.units import Leaf, Shape, Unit
 
 Chain = tuple[str, ...]
-_HWIO = (3, 2, 0, 1)
-_KERNELS = {3: (2, 1, 0), 4: _HWIO, 5: (4, 3, 0, 1, 2)}
 
 
 @dataclass(eq=False, slots=True)
@@ -30,7 +28,7 @@ class Pair:
     why: str = ""
 
 
-def options(src: Leaf, dst: Shape, src_leaf_name: str = "") -> tuple[Chain, ...]:
+def options(src: Leaf, dst: Shape) -> tuple[Chain, ...]:
     """Chains that turn the source shape into ``dst``, likeliest first; () when none does."""
     shape = src.shape
     if prod(shape) != prod(dst):
@@ -40,10 +38,6 @@ def options(src: Leaf, dst: Shape, src_leaf_name: str = "") -> tuple[Chain, ...]
         found.append(())
     if len(shape) == len(dst) == 2 and shape[::-1] == dst and min(shape) > 1:
         found.append(("transpose(0,1)",))
-    if len(shape) == len(dst) and len(shape) in _KERNELS and src_leaf_name in ("kernel", "w", "weight"):
-        order = _KERNELS[len(shape)]
-        if tuple(shape[i] for i in order) == dst and not _looks_like_torch(shape, dst):
-            found.append((f"permute({','.join(map(str, order))})",))
     if found:
         return tuple(found)
     squeezed_s, squeezed_d = [d for d in shape if d != 1], [d for d in dst if d != 1]
@@ -54,11 +48,6 @@ def options(src: Leaf, dst: Shape, src_leaf_name: str = "") -> tuple[Chain, ...]
     if len(dst) == 2 and len(shape) > 2 and shape[0] == dst[0] and dst[1] == prod(shape[1:]):
         return ((f"reshape({','.join(map(str, dst))})",),)
     return ()
-
-
-def _looks_like_torch(shape: Shape, dst: Shape) -> bool:
-    """Spatial sizes last on both sides and equal shapes: torch's own layout."""
-    return shape == dst and shape[-1] == shape[-2] and shape[0] != shape[-1]
 
 
 def _leaf_word(key: str) -> str:
@@ -72,7 +61,7 @@ def make_pairs(source: Unit, target: Unit) -> list[Pair] | None:
         mine = source.leaves.get(role)
         if mine is None:
             continue
-        found = options(mine, leaf.shape, _leaf_word(mine.keys[0]))
+        found = options(mine, leaf.shape)
         if not found:
             return None
         pairs.append(Pair(source, target, role, found))

@@ -56,8 +56,10 @@ def find_base(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> Base:
     if not scored:
         return Base("", "", 0)
     best = min(scored, key=lambda row: (-row[0], len(row[1]) + len(row[2]), row[1:]))
-    if best[0] == max((n for n, p, q in scored if not p and not q), default=0):
-        best = (best[0], "", "")
+    plain = max((n for n, p, q in scored if not p and not q), default=0)
+    smaller = min(len(source), len(target))
+    if best[0] * 2 < smaller or best[0] - plain < 0.1 * smaller:
+        best = (plain, "", "")
     return Base(best[1], best[2], best[0], _rivals(scored, best, len(target)))
 
 

@@ -60,8 +60,9 @@ class Unit:
 
 
 def canonical_shape(shape: Shape) -> Shape:
-    """Shape up to transposition and dimensions of one: what layout changes keep."""
-    return tuple(sorted(d for d in shape if d != 1))
+    """Shape up to dimensions of one and, for matrices, transposition: what layout changes keep."""
+    squeezed = tuple(d for d in shape if d != 1)
+    return tuple(sorted(squeezed)) if len(squeezed) == 2 else squeezed
 
 
 def split_key(key: str, siblings: Iterable[str]) -> tuple[str, str, bool]:
@@ -82,6 +83,18 @@ def split_key(key: str, siblings: Iterable[str]) -> tuple[str, str, bool]:
     if m and not leaf.startswith(("weight", "bias")):
         return m.group(1), m.group(2), False
     return key, "weight", True
+
+
+# Channels-last kernels (Keras, TF, JAX: `kernel`, spatial first, then in, then out) -> torch's order.
+CHANNELS_LAST = {3: (2, 1, 0), 4: (3, 2, 0, 1), 5: (4, 3, 0, 1, 2)}
+
+
+def leaf_of(key: str, shape: Shape) -> Leaf:
+    """The tensor as torch would store it: a convolution called `kernel` is kept channels-last."""
+    order = CHANNELS_LAST.get(len(shape))
+    if order is None or not re.search(r"(^|[./])kernel$", key):
+        return Leaf((key,), shape)
+    return Leaf((key,), tuple(shape[i] for i in order), (f"permute({','.join(map(str, order))})",))
 
 
 def dotted(keys: Iterable[str]) -> bool:
@@ -106,5 +119,5 @@ def build_units(specs: Mapping[str, TensorSpec], modules: Mapping[str, str] | No
                 path, role, bare = text, "weight", True
             cls = (modules or {}).get(path, "")
             unit = units.setdefault((path, bare), Unit(len(units), path, {}, name_of(path), bare, cls))
-        unit.leaves[role] = Leaf((key,), specs[key].shape)
+        unit.leaves[role] = leaf_of(key, specs[key].shape)
     return list(units.values())
