@@ -1,0 +1,176 @@
+"""The facade: what a person does with a checkpoint and a model, as functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptdoctor.decisions import Decision, parse_decisions
+
+if TYPE_CHECKING:
+    import torch
+
+    from ckptdoctor.diagnosis import Diagnosis
+    from ckptdoctor.formats.base import Archive
+    from ckptdoctor.plan import Plan
+    from ckptdoctor.targets import Target
+    from ckptdoctor.treediff import TreeDiff
+    from ckptdoctor.trees import ParamTree
+
+PathLike = str | os.PathLike[str]
+Model = Any  # torch.nn.Module | ParamTree | str | os.PathLike[str]; torch is not imported to say so
+Decisions = Iterable[str | Decision]
+
+
+def inspect(path: PathLike, *, deep: bool = False) -> Archive:
+    """Read what a checkpoint holds: state dicts, shapes, dtypes, devices, envelopes, what is unusual.
+
+    Only headers are read; nothing in the file is executed and no torch is needed. ``deep=True`` reads the
+    bytes as well and checks their checksums and for NaN and infinite values. Raises
+    :class:`~ckptdoctor.errors.ReadError` (unknown, damaged or unreadable file).
+
+    >>> archive = inspect("model.pth")                                  # doctest: +SKIP
+    >>> [state_dict.path for state_dict in archive.state_dicts]         # doctest: +SKIP
+    ['state_dict']
+    """
+    from ckptdoctor.formats import open_checkpoint
+
+    archive = open_checkpoint(path)
+    if deep:
+        from ckptdoctor.formats import deep_check
+
+        archive = deep_check(archive)
+    return archive
+
+
+def snapshot(model: torch.nn.Module) -> ParamTree:
+    """The tree of a live model: its keys, shapes, dtypes, ties and modules, without its values.
+
+    The keys are exactly those of ``model.state_dict()``; models on the meta device are fine.
+
+    >>> import torch
+    >>> list(snapshot(torch.nn.Linear(3, 2)).specs)
+    ['weight', 'bias']
+    """
+    from ckptdoctor.targets import snapshot as read
+
+    return read(model)
+
+
+def diagnose(
+    model: Model,
+    path: PathLike,
+    *,
+    decisions: Decisions = (),
+    kwargs: Mapping[str, Any] | None = None,
+    timeout: float = 60,
+    reporter: Any = None,
+) -> Diagnosis:
+    """Say whether a checkpoint fits a model, why not, and what repairs it. Changes nothing.
+
+    ``model`` is a live module, a :class:`ParamTree`, or what the command line takes (``"model.py:resnet"``,
+    ``"package.module:name"``, a reference checkpoint, a ``.tree`` file), built with ``kwargs`` within
+    ``timeout`` seconds in a process of its own. ``decisions`` are texts such as ``"reinit=fc.**"``.
+    Raises ``ReadError`` (checkpoint), ``TargetError`` (model) or ``DecisionError``.
+
+    >>> diagnose(model, "ddp.pth").verdict                              # doctest: +SKIP
+    'repairable'
+    """
+    from ckptdoctor.diagnosis import examine
+
+    parsed = parse_decisions(decisions)
+    archive = inspect(path)
+    target = _target(model, archive, kwargs, timeout, parsed)
+    return examine(archive, target, parsed, reporter=reporter)
+
+
+def plan(
+    model: Model,
+    path: PathLike,
+    decisions: Decisions = (),
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    timeout: float = 60,
+) -> Plan:
+    """The complete, safe plan that makes the checkpoint load into the model, to be reviewed and applied.
+
+    Arguments as for :func:`diagnose`. Raises :class:`~ckptdoctor.errors.UndecidedError` naming the open
+    questions and the decisions that answer them, or :class:`~ckptdoctor.errors.IncompatibleError`.
+
+    >>> print(plan(model, "ddp.pth").step[0].op)                        # doctest: +SKIP
+    strip_prefix
+    """
+    diagnosis = diagnose(model, path, decisions=decisions, kwargs=kwargs, timeout=timeout)
+    diagnosis.raise_for_verdict()
+    assert diagnosis.plan is not None  # raise_for_verdict
+    return diagnosis.plan
+
+
+def _target(
+    model: Model,
+    archive: Archive | None,
+    kwargs: Mapping[str, Any] | None,
+    timeout: float,
+    decisions: Sequence[Decision] = (),
+) -> Target:
+    from ckptdoctor.targets import Target, load_target
+    from ckptdoctor.trees import ParamTree
+
+    if isinstance(model, Target):
+        return model
+    if isinstance(model, ParamTree):
+        return Target(model, "model")
+    if isinstance(model, str | os.PathLike):
+        prefer = (lambda found: _best(found, archive, decisions)) if archive is not None else None
+        return load_target(model, kwargs=kwargs, timeout=timeout, prefer=prefer)
+    return _live_target(model)
+
+
+def _live_target(model: torch.nn.Module) -> Target:
+    import inspect as python
+
+    from ckptdoctor.targets import Target
+
+    place = ""
+    with suppress(TypeError, OSError):
+        file = python.getsourcefile(type(model)) or ""
+        place = f"{Path(file).name}:{python.getsourcelines(type(model))[1]}" if file else ""
+    return Target(snapshot(model), type(model).__name__, place)
+
+
+def _best(found: Sequence[Target], archive: Archive, decisions: Sequence[Decision]) -> int | None:
+    """The one of several models that explains the checkpoint best, or None when two do equally well."""
+    from ckptdoctor.diagnosis import examine
+
+    order = {"compatible": 3, "repairable": 2, "undecided": 1, "incompatible": 0}
+    scores = []
+    for target in found:
+        seen = examine(archive, target, decisions)
+        scores.append((order[seen.verdict], round(seen.coverage, 3)))
+    top = max(scores, default=(0, 0.0))
+    return scores.index(top) if scores.count(top) == 1 and top[0] else None
+
+
+def diff(a: Model, b: Model, *, kwargs: Mapping[str, Any] | None = None, timeout: float = 60) -> TreeDiff:
+    """Compare two checkpoints, models or trees by name: keys, shapes, dtypes, ties.
+
+    Each side is a checkpoint file (``file.pth#path`` picks a state dict), a live module, or what
+    :func:`diagnose` takes as a model. The result is falsy when nothing differs.
+
+    >>> import torch
+    >>> diff(torch.nn.Linear(3, 2), torch.nn.Linear(3, 2, bias=False)).removed
+    ('bias',)
+    """
+    from ckptdoctor.treediff import TreeDiff
+
+    first, second = (_target(side, None, None if _is_file(side) else kwargs, timeout) for side in (a, b))
+    return TreeDiff(first.label, second.label, first.tree, second.tree)
+
+
+def _is_file(side: Model) -> bool:
+    return (
+        isinstance(side, str | os.PathLike) and Path(side).suffix not in ("", ".py") and Path(side).exists()
+    )

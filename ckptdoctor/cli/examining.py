@@ -1,0 +1,102 @@
+"""Commands that compare a checkpoint with a model: diagnose, plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckptdoctor.cli.options import (
+    decision_options,
+    decisions_of,
+    exit_zero_option,
+    format_option,
+    kwargs_of,
+    model_options,
+    out_option,
+    verbose_option,
+)
+
+if TYPE_CHECKING:
+    from ckptdoctor.diagnosis import Diagnosis
+
+
+def examine(model: str, checkpoint: str, options: dict[str, Any], reporter: Any = None) -> Diagnosis:
+    """Diagnose with the flags of the command line."""
+    from ckptdoctor.api import diagnose as check
+
+    return check(
+        model,
+        checkpoint,
+        decisions=decisions_of(options),
+        kwargs=kwargs_of(options["kwargs"]),
+        timeout=options["timeout"],
+        reporter=reporter,
+    )
+
+
+@click.command()
+@click.argument("model")
+@click.argument("checkpoint")
+@model_options
+@decision_options
+@click.option("--expand", is_flag=True, help="Print the whole alignment as a table, key by key.")
+@click.option("--trace", is_flag=True, help="Print on stderr why each pair was matched or not.")
+@format_option()
+@out_option("Write the report to FILE.")
+@verbose_option
+@exit_zero_option
+def diagnose(
+    model: str,
+    checkpoint: str,
+    expand: bool,
+    trace: bool,
+    form: str,
+    out: str | None,
+    verbose: bool,
+    exit_zero: bool,
+    **options: Any,
+) -> int:
+    """Say whether CHECKPOINT loads into MODEL, why not, and what repairs it.
+
+    Writes nothing. Exits 0 only when it loads strictly as it is.
+    """
+    from ckptdoctor.cli.output import show_diagnosis
+    from ckptdoctor.reports.trace import Trace
+
+    found = examine(model, checkpoint, options, Trace() if trace else None)
+    show_diagnosis(found, form, out, verbose, options["kwargs"], expand)
+    return int(not found.ok and not exit_zero)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("checkpoint")
+@model_options
+@decision_options
+@out_option("Write the plan to FILE instead of stdout.")
+@verbose_option
+def plan(model: str, checkpoint: str, out: str | None, verbose: bool, **options: Any) -> int:
+    """Write the repair as a plan (TOML) that can be reviewed, committed and applied.
+
+    Exits 1, with the open questions on stderr and no plan, while something is undecided.
+    """
+    from ckptdoctor.cli.output import explain_refusal, opened
+    from ckptdoctor.cli.running import say
+    from ckptdoctor.keys import printable
+
+    found = examine(model, checkpoint, options)
+    if found.verdict not in ("compatible", "repairable") or found.plan is None:
+        explain_refusal(found, verbose, options["kwargs"])
+        return 1
+    from ckptdoctor.plan import to_toml
+
+    with opened(out) as stream:
+        stream.write(to_toml(found.plan))
+    if out is not None:
+        steps = len(found.plan.step)
+        say(
+            f"wrote {printable(out)}: {steps} step{'' if steps == 1 else 's'}; review it, then: "
+            f"ckptdoctor apply {printable(out)} -o OUT"
+        )
+    return 0

@@ -1,0 +1,103 @@
+"""Commands that look at one thing: inspect, diff, explain."""
+
+from __future__ import annotations
+
+import click
+
+from ckptdoctor.cli.options import (
+    exit_zero_option,
+    format_option,
+    kwargs_of,
+    model_options,
+    out_option,
+    verbose_option,
+)
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--deep", is_flag=True, help="Read the bytes, too: checksums, NaN and infinite values.")
+@format_option()
+@out_option("Write the report to FILE.")
+@verbose_option
+@exit_zero_option
+def inspect(checkpoint: str, deep: bool, form: str, out: str | None, verbose: bool, exit_zero: bool) -> int:
+    """Say what CHECKPOINT holds, from its headers alone.
+
+    Needs no torch and executes nothing in the file. Exits 1 when something is unusual.
+    """
+    from ckptdoctor.api import inspect as read
+    from ckptdoctor.cli.output import show, text_options
+    from ckptdoctor.reports.inspect import inspect_concise, inspect_dict, inspect_page
+
+    archive = read(checkpoint, deep=deep)
+    show(
+        form,
+        out,
+        page=lambda stream: inspect_page(archive, text_options(verbose, stream)),
+        concise=lambda: inspect_concise(archive),
+        data=lambda: inspect_dict(archive),
+    )
+    unusual = any(d.severity != "note" for d in archive.diagnostics)
+    return int(unusual and not exit_zero)
+
+
+@click.command()
+@click.argument("first")
+@click.argument("second")
+@model_options
+@format_option()
+@out_option("Write the report to FILE.")
+@verbose_option
+@exit_zero_option
+def diff(
+    first: str,
+    second: str,
+    kwargs: str,
+    timeout: float,
+    form: str,
+    out: str | None,
+    verbose: bool,
+    exit_zero: bool,
+) -> int:
+    """Compare two checkpoints or models by key, shape, dtype and tie.
+
+    FIRST and SECOND are checkpoints (FILE#PATH picks a state dict inside), models or .tree files. Exits 1
+    when they differ.
+    """
+    from ckptdoctor.api import diff as compare
+    from ckptdoctor.cli.output import show, text_options
+    from ckptdoctor.reports.diff import diff_concise, diff_page
+
+    found = compare(first, second, kwargs=kwargs_of(kwargs), timeout=timeout)
+    show(
+        form,
+        out,
+        page=lambda stream: diff_page(found, text_options(verbose, stream)),
+        concise=lambda: diff_concise(found),
+        data=found.to_dict,
+    )
+    return int(bool(found) and not exit_zero)
+
+
+@click.command()
+@click.argument("code", required=False)
+@format_option("text", "json")
+def explain(code: str | None, form: str) -> int:
+    """Say what a finding means, why it matters and what to do. CODE is CKD101 or wrapper-prefix.
+
+    Without CODE: the list of all.
+    """
+    from ckptdoctor.cli.output import show
+    from ckptdoctor.reports.explain import explain_page, list_page, rule_dict
+    from ckptdoctor.rules import find_rule, rules
+
+    chosen = [find_rule(code)] if code else list(rules())
+    show(
+        form,
+        None,
+        page=lambda stream: explain_page(chosen[0]) if code else list_page(chosen),
+        concise=lambda: "",
+        data=lambda: rule_dict(chosen[0]) if code else [rule_dict(rule) for rule in chosen],
+    )
+    return 0

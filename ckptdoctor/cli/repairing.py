@@ -1,0 +1,109 @@
+"""Commands that write a repaired file: apply, repair."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckptdoctor.cli.options import (
+    decision_options,
+    format_option,
+    kwargs_of,
+    model_options,
+    out_option,
+    verbose_option,
+)
+
+if TYPE_CHECKING:
+    from ckptdoctor.receipt import Receipt
+
+
+@click.command()
+@click.argument("model")
+@click.argument("checkpoint")
+@model_options
+@decision_options
+@out_option("Where to write: .pth or .safetensors.", required=True)
+@format_option("text", "json")
+@verbose_option
+def repair(model: str, checkpoint: str, out: str, form: str, verbose: bool, **options: Any) -> int:
+    """Write a file that loads strictly into MODEL with torch alone: plan and apply in one.
+
+    Only when everything is safe or decided; else the questions are on stderr, nothing is written, exit 1.
+    """
+    from ckptdoctor.api import apply_diagnosis
+    from ckptdoctor.cli.examining import examine
+    from ckptdoctor.cli.output import explain_refusal
+
+    refuse_input(out, checkpoint)
+    found = examine(model, checkpoint, options)
+    if found.verdict not in ("compatible", "repairable") or found.plan is None:
+        explain_refusal(found, verbose, options["kwargs"])
+        return 1
+    _show(apply_diagnosis(found, out), form)
+    return 0
+
+
+@click.command()
+@click.argument("plan")
+@click.argument("checkpoint", required=False)
+@click.option("--model", default=None, metavar="MODEL", help="The model, if not the one that the plan names.")
+@model_options
+@out_option("Where to write: .pth or .safetensors.", required=True)
+@format_option("text", "json")
+@verbose_option
+def apply(
+    plan: str,
+    checkpoint: str | None,
+    model: str | None,
+    kwargs: str,
+    timeout: float,
+    out: str,
+    form: str,
+    verbose: bool,
+) -> int:
+    """Do exactly what the file PLAN says, to CHECKPOINT or to the checkpoint that the plan names.
+
+    A plan is bound to its checkpoint's and its model's keys, shapes and dtypes; for others it is refused.
+    """
+    from ckptdoctor.api import apply as run
+    from ckptdoctor.api import read_plan
+
+    parsed = read_plan(plan)
+    path = checkpoint or beside(parsed.source.file, plan)
+    refuse_input(out, path)
+    refuse_input(out, plan)
+    receipt = run(
+        parsed, path, out=out, target=model or parsed.target.model, kwargs=kwargs_of(kwargs), timeout=timeout
+    )
+    _show(receipt, form)
+    return 0
+
+
+def beside(file: str, plan: str) -> str:
+    """The plan's checkpoint: as written, from here, or else from the plan's own folder."""
+    if not Path(file).is_absolute() and not Path(file).exists():
+        near = Path(plan).parent / file
+        if near.exists():
+            return str(near)
+    return file
+
+
+def refuse_input(out: str, path: str) -> None:
+    """An output file that is one of the inputs is a mistake; nothing is overwritten in place."""
+    if os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path):
+        raise click.BadParameter("this is the input file itself; name another one", param_hint="-o")
+
+
+def _show(receipt: Receipt, form: str) -> None:
+    import sys
+
+    if form == "json":
+        from ckptdoctor.reports.json import write
+
+        write(receipt.to_dict(), sys.stdout)
+    else:
+        print(receipt)

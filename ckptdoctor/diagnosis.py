@@ -1,0 +1,310 @@
+"""The whole examination of one checkpoint for one model, as frozen data. No torch, no tensor bytes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptdoctor.align.model import Alignment, Question, Verdict
+from ckptdoctor.decisions import Decision
+from ckptdoctor.diagnostics import Diagnostic
+from ckptdoctor.errors import IncompatibleError, PlanError, UndecidedError
+from ckptdoctor.keys import printable
+from ckptdoctor.rules import Case, narrate
+from ckptdoctor.trees import ParamTree
+
+if TYPE_CHECKING:
+    from ckptdoctor.formats.base import Archive, StateDict
+    from ckptdoctor.plan import Plan
+    from ckptdoctor.targets import Target
+
+FORMAT = 1  # version of to_dict()
+
+# Formats of which plain torch.load (or safetensors' load_file) returns the state dict itself.
+PLAIN_FORMATS = frozenset({"torch-zip", "torch-legacy", "safetensors"})
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis:
+    """What :func:`ckptdoctor.diagnose` found.
+
+    ``verdict`` is ``"compatible"`` (loads strictly as it is), ``"repairable"`` (``plan`` is complete and
+    safe), ``"undecided"`` (a person has to answer) or ``"incompatible"`` (another network).
+    ``state_dict`` is the path of the chosen state dict, ``None`` when none was chosen.
+    """
+
+    archive: Archive
+    target: Target
+    verdict: Verdict
+    diagnostics: tuple[Diagnostic, ...]
+    state_dict: str | None = None
+    source: ParamTree | None = None
+    alignment: Alignment | None = None
+    plan: Plan | None = None
+    question: Question | None = None
+    decisions: tuple[Decision, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """Whether the checkpoint loads strictly as it is."""
+        return self.verdict == "compatible"
+
+    @cached_property
+    def loaded(self) -> tuple[str, ...]:
+        """The model keys that get values from the checkpoint."""
+        found = self.alignment.matches.values() if self.alignment is not None else ()
+        return tuple(m.target for m in found if m.sources and m.status in ("safe", "unsafe"))
+
+    @property
+    def coverage(self) -> float:
+        """Share of the model's values (0 to 1) that come from the checkpoint; tied ones count once."""
+        tree = self.target.tree
+        return tree.subset(self.loaded).numel / tree.numel if tree.numel else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, the same as ``ckptdoctor diagnose --format json``; ``format`` is its version."""
+        matches = self.alignment.matches.values() if self.alignment is not None else ()
+        unused = self.alignment.unused.values() if self.alignment is not None else ()
+        return {
+            "format": FORMAT,
+            "verdict": self.verdict,
+            "source": self._source_dict(),
+            "target": {
+                "model": self.target.label,
+                "place": self.target.place,
+                "keys": len(self.target.tree),
+                "values": self.target.tree.numel,
+                "tree": self.target.tree.digest,
+            },
+            "coverage": self.coverage,
+            "diagnostics": [d.to_dict() for d in self.diagnostics],
+            "plan": self.plan.model_dump(mode="json", by_alias=True) if self.plan is not None else None,
+            "alignment": [m.to_dict() for m in matches],
+            "unused": [{"source": u.source, "reason": u.reason, "decided": u.decided} for u in unused],
+        }
+
+    def _source_dict(self) -> dict[str, Any]:
+        tree = self.source
+        return {
+            "file": self.archive.path,
+            "format": self.archive.format,
+            "state_dict": self.state_dict,
+            "state_dicts": [sd.path for sd in self.archive.state_dicts],
+            "keys": len(tree) if tree is not None else 0,
+            "values": tree.numel if tree is not None else 0,
+            "tree": tree.digest if tree is not None else None,
+        }
+
+    def raise_for_verdict(self) -> None:
+        """Raise :class:`UndecidedError` or :class:`IncompatibleError` unless a safe plan exists.
+
+        The message names the questions and the decisions that answer them, in Python's form.
+        """
+        if self.verdict == "incompatible":
+            raise IncompatibleError("\n".join(self._refusal()), self.diagnostics)
+        if self.verdict == "undecided" or self.plan is None:
+            raise UndecidedError("\n".join(self._questions()), self.diagnostics)
+
+    def _refusal(self) -> list[str]:
+        head = f"{printable(self.archive.path)} does not belong to {printable(self.target.label)}"
+        return [head] + [f"  {d.code} {d.title}" for d in self.diagnostics if d.severity == "error"]
+
+    def _questions(self) -> list[str]:
+        lines = [f"{printable(self.archive.path)} needs a decision for {printable(self.target.label)}:"]
+        for d in self.diagnostics:
+            if d.severity == "error" and d.fix is None:
+                lines.append(f"  {d.code} {d.title}")
+                lines += [
+                    f"    {python_form(h.command)}" + (f"  # {h.text}" if h.text else "") for h in d.helps
+                ]
+        return lines
+
+    def __repr__(self) -> str:
+        return concise(self)
+
+
+def concise(diagnosis: Diagnosis) -> str:
+    """One line a finding, then the verdict; ``[*]`` marks what the plan repairs safely."""
+    file = printable(diagnosis.archive.path)
+    lines = [concise_line(file, d) for d in diagnosis.diagnostics]
+    keys = len(diagnosis.target.tree)
+    tally = f"{len(diagnosis.loaded)} of {keys} tensors, {percent(diagnosis.coverage)} of the values"
+    return "\n".join(
+        [*lines, f"{file}: {diagnosis.verdict} with {printable(diagnosis.target.label)}: {tally}"]
+    )
+
+
+def concise_line(file: str, diagnostic: Diagnostic) -> str:
+    """``r50.pth: CKD101 [*] every key in the checkpoint starts with `module.```."""
+    mark = "[*] " if diagnostic.fix is not None and diagnostic.fix.applicability == "safe" else ""
+    return f"{file}: {diagnostic.code} {mark}{diagnostic.title}"
+
+
+def percent(share: float) -> str:
+    """A share as text that never rounds up to 100 % or down to 0 %."""
+    if share in (0.0, 1.0):
+        return f"{share:.0%}".replace("%", " %")
+    return f"{min(max(100 * share, 0.1), 99.9):.1f} %"
+
+
+def python_form(command: str) -> str:
+    """A flag as the ``decisions=`` argument: ``--reinit 'fc.**'`` is ``decisions=["reinit=fc.**"]``."""
+    import shlex
+
+    words = shlex.split(command)
+    texts = [
+        f"{words[i][2:]}={words[i + 1]}" for i in range(0, len(words) - 1, 2) if words[i].startswith("--")
+    ]
+    return f"decisions={texts!r}" if texts and 2 * len(texts) == len(words) else command
+
+
+def examine(
+    archive: Archive,
+    target: Target,
+    decisions: Sequence[Decision] = (),
+    *,
+    reporter: Any = None,
+) -> Diagnosis:
+    """Choose the state dict, align it with the model, plan the repair, and word what was found."""
+    decisions = tuple(decisions)
+    chosen, alignment, question = _choose(archive, target, decisions, reporter)
+    plan, problem = None, ""
+    if chosen is not None and alignment is not None:
+        plan, problem = _plan(archive, chosen, target, alignment, decisions)
+    tree = chosen.tree if chosen is not None else None
+    case = Case(
+        archive=archive,
+        target=target,
+        state_dict=chosen.path if chosen is not None else None,
+        source=tree,
+        alignment=alignment,
+        plan=plan,
+        question=question,
+        decisions=decisions,
+        problem=problem,
+        foreign=foreign_devices(tree),
+    )
+    return Diagnosis(
+        archive=archive,
+        target=target,
+        verdict=_verdict(case, chosen),
+        diagnostics=narrate(case),
+        state_dict=case.state_dict,
+        source=tree,
+        alignment=alignment,
+        plan=plan,
+        question=question,
+        decisions=decisions,
+    )
+
+
+def _choose(
+    archive: Archive, target: Target, decisions: tuple[Decision, ...], reporter: Any
+) -> tuple[StateDict | None, Alignment | None, Question | None]:
+    try:
+        from ckptdoctor.align.select import choose_state_dict
+    except ImportError:  # until the matching engine brings its own
+        choose_state_dict = _first_that_fits  # type: ignore[assignment]
+    candidates = {sd.path: sd for sd in archive.state_dicts if len(sd.tree)}
+    if not candidates:
+        return None, None, None
+    pairs = [(path, sd.tree) for path, sd in candidates.items()]
+    chosen = choose_state_dict(pairs, target.tree, decisions, reporter=reporter)
+    if chosen.path is None:
+        return None, None, chosen.question
+    return candidates[chosen.path], chosen.alignment, chosen.question
+
+
+def _first_that_fits(pairs: Any, target: ParamTree, decisions: Any, reporter: Any = None) -> Any:
+    from types import SimpleNamespace
+
+    from ckptdoctor.align import align
+
+    wanted = [d.value for d in decisions if d.kind == "choose"]
+    pairs = [(p, t) for p, t in pairs if p in wanted] or pairs
+    tried = [(path, align(tree, target, decisions)) for path, tree in pairs]
+    good = [sum(m.status == "safe" for m in a.matches.values()) for _, a in tried]
+    if good.count(max(good)) > 1 and max(good):
+        paths = tuple(p for (p, _), n in zip(tried, good, strict=True) if n == max(good))
+        question = Question("envelope", f"{len(paths)} state dicts fit the model equally well", sources=paths)
+        return SimpleNamespace(path=None, alignment=None, question=question)
+    path, alignment = tried[good.index(max(good))]
+    return SimpleNamespace(path=path, alignment=alignment, question=None)
+
+
+def _plan(
+    archive: Archive,
+    chosen: StateDict,
+    target: Target,
+    alignment: Alignment,
+    decisions: tuple[Decision, ...],
+) -> tuple[Plan | None, str]:
+    if alignment.verdict in ("undecided", "incompatible"):
+        return None, ""
+    from ckptdoctor.planner import make_plan
+
+    try:
+        plan = make_plan(
+            alignment,
+            chosen.tree,
+            target.tree,
+            file=archive.path,
+            state_dict_path=chosen.path,
+            model_label=target.label,
+            decisions=decisions,
+        )
+    except PlanError as error:
+        return None, str(error)
+    return plan, ""
+
+
+def _verdict(case: Case, chosen: StateDict | None) -> Verdict:
+    if case.alignment is None or chosen is None:
+        return "undecided" if case.question is not None else "incompatible"
+    verdict = case.alignment.verdict
+    if verdict in ("undecided", "incompatible"):
+        return verdict
+    if case.plan is None or case.question is not None:
+        return "undecided"
+    return "compatible" if verdict == "compatible" and _plainly_loadable(case, chosen) else "repairable"
+
+
+def _plainly_loadable(case: Case, chosen: StateDict) -> bool:
+    # What torch.load would have to return for load_state_dict(strict=True) to work without any help.
+    archive = case.archive
+    return (
+        chosen.path == ""
+        and not chosen.note
+        and archive.format in PLAIN_FORMATS
+        and not archive.rest
+        and not archive.unknown_globals
+        and not case.foreign
+    )
+
+
+def foreign_devices(tree: ParamTree | None) -> tuple[str, ...]:
+    """The device tags of the tree that this machine cannot restore, in order of appearance."""
+    tags = dict.fromkeys(s.device for s in tree.specs.values()) if tree is not None else {}
+    return tuple(tag for tag in tags if not _have_device(tag))
+
+
+def _have_device(tag: str) -> bool:
+    kind, _, index = tag.partition(":")
+    if kind in ("cpu", "meta", ""):
+        return True
+    # Without torch (which takes a second to import) the driver's device files tell as much.
+    torch = sys.modules.get("torch")
+    if kind == "cuda":
+        found = torch.cuda.device_count() if torch is not None else len(_nvidia_files())
+        return int(index or 0) < found if (index or "0").isdigit() else False
+    if kind == "mps":
+        return sys.platform == "darwin"
+    return False
+
+
+def _nvidia_files() -> list[Path]:
+    return [p for p in Path("/dev").glob("nvidia*") if p.name[6:].isdigit()]

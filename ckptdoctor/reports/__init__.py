@@ -1,0 +1,1 @@
+"""Reports render what was found; they compute nothing of their own."""

@@ -1,0 +1,163 @@
+"""What a checkpoint is, in words: the text and the JSON of ``ckptdoctor inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ckptdoctor.keys import fold, printable
+from ckptdoctor.reports.finding import Options, add_diagnostic
+from ckptdoctor.reports.page import Page, cut
+from ckptdoctor.rules.words import count, human, shape_text, tree_words
+from ckptdoctor.trees import ParamTree
+
+if TYPE_CHECKING:
+    from ckptdoctor.formats.base import Archive, StateDict
+
+FORMAT = 1  # version of the JSON schema
+TREE_LINES = 16  # folded lines of a state dict shown without -v
+REST_LINES = 8
+
+
+def size_text(n: int) -> str:
+    """Bytes in words: "97.8 MB" (1 MB = 10^6 bytes)."""
+    for size, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return count(n, "byte")
+
+
+def inspect_page(archive: Archive, options: Options | None = None) -> Page:
+    """What it is, where it comes from, its state dicts, what else is inside, what is unusual."""
+    options = options or Options()
+    page = Page()
+    page.add(
+        (printable(archive.path), "title"),
+        f"  {printable(archive.description)}, {size_text(archive.size)}, {count(archive.tensors, 'tensor')}",
+    )
+    for name, value in archive.hints.items():
+        page.add((f"  {printable(name)}: ", "grey"), printable(value))
+    for state_dict in archive.state_dicts:
+        _state_dict(page, state_dict, options, len(archive.state_dicts))
+    _rest(page, archive, options)
+    if archive.diagnostics:
+        page.add("")
+    for diagnostic in archive.diagnostics:
+        add_diagnostic(page, diagnostic, options, 4)
+    return page
+
+
+def _state_dict(page: Page, state_dict: StateDict, options: Options, many: int) -> None:
+    page.add("")
+    path = f"`{printable(state_dict.path)}`" if state_dict.path else "the file itself"
+    page.add((f"state dict: {path}", "title"), (f"  {tree_words(state_dict.tree)}", "grey"))
+    if state_dict.note:
+        page.add((f"  {printable(state_dict.note)}", "grey"))
+    rows = folded_tree(state_dict.tree)
+    limit = len(rows) if options.verbose else max(TREE_LINES // many, 4)
+    # One line more than the limit is not worth a line that says so.
+    shown = rows if len(rows) <= limit + 1 else rows[:limit]
+    column = min(max((len(r[0]) for r in shown), default=0), options.width - 34)
+    for text, spec, n, size in shown:
+        name = text if options.verbose else cut(text, column)
+        page.add(f"  {name:{column}}  {spec}", (f"  {n} x {size}" if n > 1 else f"  {size}", "grey"))
+    if len(shown) < len(rows):
+        keys = sum(r[2] for r in rows[limit:])
+        page.add((f"  and {count(keys, 'more key')} in {count(len(rows) - limit, 'line')} (-v)", "grey"))
+
+
+def folded_tree(tree: ParamTree) -> list[tuple[str, str, int, str]]:
+    """Rows (folded keys, dtype and shape, how many, size each), in the order of their first key.
+
+    Keys fold together only when their specs agree, so a row never hides a different shape.
+    """
+    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for key, spec in tree.specs.items():
+        groups.setdefault((spec.dtype, spec.shape), []).append(key)
+    order = {key: i for i, key in enumerate(tree.specs)}
+    rows = []
+    for (dtype, shape), keys in groups.items():
+        size = size_text(tree[keys[0]].nbytes)
+        for f in fold(keys):
+            row = (printable(f.text), f"{dtype} {shape_text(shape)}", f.count, size)
+            rows.append((min(order[k] for k in f.keys), row))
+    return [row for _, row in sorted(rows)]
+
+
+def _rest(page: Page, archive: Archive, options: Options) -> None:
+    if not archive.rest:
+        return
+    page.add("")
+    page.add(("also inside", "title"))
+    items = list(archive.rest.items())
+    shown = items if options.verbose or len(items) <= REST_LINES + 1 else items[:REST_LINES]
+    column = min(max(len(printable(k)) for k, _ in shown), 30)
+    for key, words in shown:
+        room = options.width - column - 4
+        page.add(f"  {cut(printable(key), column):{column}}  ", (cut(printable(words), room), "grey"))
+    if len(shown) < len(items):
+        page.add((f"  and {count(len(items) - len(shown), 'more entry', 'more entries')} (-v)", "grey"))
+
+
+def inspect_concise(archive: Archive) -> str:
+    """One line for the file, one for each state dict, one for each finding."""
+    file = printable(archive.path)
+    lines = [f"{file}: {archive.description}, {size_text(archive.size)}, {count(archive.tensors, 'tensor')}"]
+    for sd in archive.state_dicts:
+        lines.append(f"{file}: state dict `{printable(sd.path)}`: {tree_words(sd.tree)}")
+    lines += [f"{file}: {d.code} {d.title}" for d in archive.diagnostics]
+    return "\n".join(lines)
+
+
+def inspect_dict(archive: Archive) -> dict[str, Any]:
+    """Plain data for JSON; ``tensors`` counts the keys that hold a tensor, wherever they are."""
+    return {
+        "format": FORMAT,
+        "file": archive.path,
+        "kind": archive.format,
+        "description": archive.description,
+        "size": archive.size,
+        "tensors": archive.tensors,
+        "state_dicts": [_state_dict_dict(sd) for sd in archive.state_dicts],
+        "rest": dict(archive.rest),
+        "hints": dict(archive.hints),
+        "globals": list(archive.globals),
+        "unknown_globals": list(archive.unknown_globals),
+        "storages": len(archive.storages),
+        "diagnostics": [d.to_dict() for d in archive.diagnostics],
+    }
+
+
+def _state_dict_dict(state_dict: StateDict) -> dict[str, Any]:
+    tree = state_dict.tree
+    return {
+        "path": state_dict.path,
+        "note": state_dict.note,
+        "keys": len(tree),
+        "values": tree.numel,
+        "tree": tree.digest,
+        "ordered": tree.ordered,
+        "ties": [list(group) for group in tree.ties],
+        "versions": dict(tree.versions),
+        "extra": dict(tree.extra),
+        "tensors": {key: tensor_dict(tree, key) for key in tree.specs},
+    }
+
+
+def tensor_dict(tree: ParamTree, key: str) -> dict[str, Any]:
+    """One tensor's spec; strides and offset count elements, ``strides`` null is contiguous."""
+    spec = tree[key]
+    strides: Sequence[int] | None = spec.strides
+    return {
+        "shape": list(spec.shape),
+        "dtype": spec.dtype,
+        "strides": list(strides) if strides is not None else None,
+        "offset": spec.offset,
+        "device": spec.device,
+        "storage": spec.storage,
+        "kind": spec.kind,
+        "layout": spec.layout,
+    }
+
+
+__all__ = ["folded_tree", "human", "inspect_concise", "inspect_dict", "inspect_page", "size_text"]

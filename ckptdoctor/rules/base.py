@@ -1,0 +1,158 @@
+"""What a rule is: it reads one finished case and words what the engine found. It decides nothing."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ckptdoctor.align.model import Alignment, Question
+from ckptdoctor.decisions import Decision
+from ckptdoctor.diagnostics import Applicability, Diagnostic, Fix, Help, Line, Severity
+from ckptdoctor.keys import printable
+from ckptdoctor.rules.words import tree_words
+from ckptdoctor.trees import ParamTree
+
+if TYPE_CHECKING:
+    from ckptdoctor.formats.base import Archive
+    from ckptdoctor.plan import Plan
+    from ckptdoctor.targets import Target
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything a rule may read. Nothing in here is computed by a rule."""
+
+    archive: Archive
+    target: Target
+    state_dict: str | None = None  # path inside the checkpoint; None: none was chosen
+    source: ParamTree | None = None
+    alignment: Alignment | None = None
+    plan: Plan | None = None
+    question: Question | None = None  # which state dict? (undecided)
+    decisions: tuple[Decision, ...] = ()
+    problem: str = ""  # why no plan could be made although nothing is undecided
+    foreign: tuple[str, ...] = ()  # device tags of the source that this machine lacks
+
+    @property
+    def file(self) -> str:
+        """The checkpoint's path, safe to print."""
+        return printable(self.archive.path)
+
+    @cached_property
+    def source_note(self) -> str:
+        """Grey words behind the checkpoint's place."""
+        words = tree_words(self.source) if self.source is not None else ""
+        return ", ".join(w for w in (self.archive.description, words) if w)
+
+    def model_place(self, key: str = "") -> tuple[str, str]:
+        """Place and grey words for a model key: ``("model.py:47", "ResNet.fc")``."""
+        owner = self.target.tree.modules.get("", "")
+        module = key.rpartition(".")[0]
+        where = self.target.place_of(key) or self.target.label
+        return printable(where), printable(".".join(p for p in (owner, module) if p))
+
+    @cached_property
+    def stripped(self) -> Mapping[str, str]:
+        """Checkpoint key -> its name once the wrappers' segments are taken out."""
+        from ckptdoctor.rules.strips import strip_all
+
+        if self.source is None or self.alignment is None:
+            return {}
+        return strip_all(self.source.specs, self.alignment.strips)
+
+    @cached_property
+    def renames(self) -> tuple[tuple[str, str], ...]:
+        """Plain pairs whose names still differ after the strips: (checkpoint name, model key)."""
+        if self.alignment is None:
+            return ()
+        return tuple(
+            (self.stripped.get(m.sources[0], m.sources[0]), m.target)
+            for m in self.alignment.matches.values()
+            if m.status in ("safe", "unsafe")
+            and len(m.sources) == 1
+            and self.stripped.get(m.sources[0], m.sources[0]) != m.target
+        )
+
+    def decided(self, kind: str, key: str) -> bool:
+        """Whether a decision of this kind names the key."""
+        from ckptdoctor.keys import matches
+
+        return any(d.kind == kind and matches(d.value, key) for d in self.decisions)
+
+    def questions(self, *kinds: str) -> list[Question]:
+        """The alignment's open questions of these kinds."""
+        found = self.alignment.questions if self.alignment is not None else ()
+        return [q for q in found if q.kind in kinds]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A small case for a rule's documentation and test: keys with shapes on both sides.
+
+    ``source`` and ``target`` map a key to a shape, or to ``(shape, {field: value})`` to set more of its
+    spec; ``path`` is the state dict's place in the file; other fields are those of an archive.
+    """
+
+    source: Mapping[str, Any] = field(default_factory=dict)
+    target: Mapping[str, Any] = field(default_factory=dict)
+    path: str = ""
+    more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # other state dicts
+    rest: Mapping[str, str] = field(default_factory=dict)
+    diagnostics: tuple[tuple[str, Severity], ...] = ()  # as a format's reader would attach them
+    decisions: Sequence[str] = ()
+    modules: Mapping[str, str] = field(default_factory=dict)
+
+
+class Rule(ABC):
+    """One code. The docstring is the text of ``ckptdoctor explain``; the examples are its test.
+
+    The docstring has a first sentence and the sections *What it means*, *Why it matters*, *What to do*.
+    """
+
+    code: ClassVar[str]
+    name: ClassVar[str]
+    severity: ClassVar[Severity]
+    VALID: ClassVar[tuple[Example, ...]] = ()
+    INVALID: ClassVar[tuple[Example, ...]] = ()
+
+    @abstractmethod
+    def check(self, case: Case) -> Iterator[Diagnostic]:
+        """Word what the case holds of this rule's finding; nothing when it does not apply."""
+
+    @classmethod
+    def explain(cls) -> str:
+        """The documentation of the rule, as written in its docstring."""
+        return inspect.cleandoc(cls.__doc__ or "")
+
+    def finding(
+        self,
+        title: str,
+        *,
+        place: tuple[str, str] = ("", ""),
+        evidence: Sequence[Line] = (),
+        why: str = "",
+        notes: Sequence[str] = (),
+        fix: tuple[str, Applicability] | None = None,
+        helps: Sequence[Help] = (),
+        keys: Sequence[str] = (),
+        severity: Severity | None = None,
+    ) -> Diagnostic:
+        """A :class:`Diagnostic` of this rule."""
+        return Diagnostic(
+            code=self.code,
+            name=self.name,
+            severity=severity or self.severity,
+            title=title,
+            place=place[0],
+            place_note=place[1],
+            evidence=tuple(evidence),
+            why=why,
+            notes=tuple(notes),
+            fix=Fix(*fix) if fix else None,
+            helps=tuple(helps),
+            keys=tuple(keys),
+        )

@@ -1,0 +1,216 @@
+"""CKD201-203: names. Renamed, missing and unexpected keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ckptdoctor.align.model import Question
+from ckptdoctor.diagnostics import Applicability, Diagnostic, Help, Line
+from ckptdoctor.keys import printable
+from ckptdoctor.rules.base import Case, Example, Rule
+from ckptdoctor.rules.renames import RenameGroup, rename_groups
+from ckptdoctor.rules.strips import added_segment
+from ckptdoctor.rules.words import count, flag_helps, key_lines, quoted
+
+
+def question_helps(question: Question) -> tuple[Help, ...]:
+    """The flags that answer a question, as lines that can be pasted."""
+    return tuple(
+        Help(printable(f if f.startswith("-") else f"--{f}"), printable(words)) for f, words in question.flags
+    )
+
+
+class RenamedKeys(Rule):
+    """The same tensors have other names in the model.
+
+    What it means
+        The network was written twice, or its attributes were renamed: ``layer1.0.conv1`` here,
+        ``stages.0.blocks.0.conv1`` there; ``nn.Sequential`` by index here, by name there.
+
+    Why it matters
+        ``load_state_dict`` goes by names only. Copying by position instead breaks silently as soon as the
+        order differs.
+
+    What to do
+        Read the pairs. The engine calls a rename safe only when shapes, names and order leave one
+        explanation; two equal-shaped tensors told apart by their names rest on those names.
+        ``--rename FROM=TO`` declares a pair yourself.
+    """
+
+    code, name, severity = "CKD201", "renamed-keys", "error"
+    VALID = (
+        Example({"a.weight": (2, 3)}, {"a.weight": (2, 3)}),
+        Example({"module.a.weight": (2, 3)}, {"a.weight": (2, 3)}),
+    )
+    INVALID = (
+        Example(
+            {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (2, 4), "2.bias": (2,)},
+            {"fc1.weight": (4, 3), "fc1.bias": (4,), "fc2.weight": (2, 4), "fc2.bias": (2,)},
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Diagnostic]:
+        """One finding for all renames; each rule of the plan is a pair of lines."""
+        pairs = [(s, t) for s, t in case.renames if not added_segment(s, t)]
+        if not pairs or case.alignment is None:
+            return
+        groups = rename_groups(case, pairs)
+        lines: list[Line] = []
+        for group in groups:
+            lines += [Line(printable(group.source), "-"), Line(printable(group.target), "+")]
+        n = len(pairs)
+        yield self.finding(
+            f"{count(n, 'key')} {'has' if n == 1 else 'have'} another name in the model",
+            place=case.model_place(pairs[0][1]),
+            evidence=lines,
+            why=_why(case, pairs, groups[0].why if len(groups) == 1 else ""),
+            fix=(_fix(groups, n), _worst(case, pairs)),
+            keys=[t for _, t in pairs],
+        )
+
+
+def _fix(groups: Sequence[RenameGroup], n: int) -> str:
+    if len(groups) == 1:
+        group = groups[0]
+        return f"rename {quoted(group.source)} to {quoted(group.target)}"
+    return f"rename {count(n, 'key')} by {count(len(groups), 'rule')}"
+
+
+def _why(case: Case, pairs: Sequence[tuple[str, str]], planned: str) -> str:
+    if planned:
+        return printable(planned)
+    assert case.alignment is not None
+    words: dict[str, int] = {}
+    for _, target in pairs:
+        for reason in case.alignment.matches[target].evidence[:3]:
+            words[reason] = words.get(reason, 0) + 1
+    best = sorted(words, key=lambda w: -words[w])[:2]
+    return printable("; ".join(best))
+
+
+def _worst(case: Case, pairs: Sequence[tuple[str, str]]) -> Applicability:
+    assert case.alignment is not None
+    unsafe = any(case.alignment.matches[t].status != "safe" for _, t in pairs)
+    return "unsafe" if unsafe else "safe"
+
+
+class MissingKeys(Rule):
+    """The model has keys for which the checkpoint holds nothing.
+
+    What it means
+        A part of the model is new (a head, an adapter), or the file is from a smaller variant or was
+        saved incompletely.
+
+    Why it matters
+        Loaded with ``strict=False`` these parts keep their random initial values, and nothing says so.
+
+    What to do
+        If the part is meant to start fresh, say it: ``--reinit 'head.**'`` is recorded in the plan. If
+        it is there under another name, declare it: ``--rename FROM=TO``.
+    """
+
+    code, name, severity = "CKD202", "missing-keys", "error"
+    VALID = (Example({"a.weight": (2, 3)}, {"a.weight": (2, 3)}),)
+    INVALID = (
+        Example(
+            {"a.weight": (2, 3), "b.weight": (5, 7)},
+            {"a.weight": (2, 3), "b.weight": (5, 7), "head.weight": (9, 11), "head.bias": (9,)},
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Diagnostic]:
+        """One finding for what is missing, one note for what a decision keeps."""
+        if case.alignment is None or case.alignment.verdict == "incompatible":
+            return
+        matches = case.alignment.matches
+        shown = {t for q in case.questions("shape") for t in q.targets}
+        missing = [t for t, m in matches.items() if m.status == "missing" and t not in shown]
+        if missing:
+            yield self._missing(case, missing)
+        kept = [t for t, m in matches.items() if m.status == "kept" and case.decided("reinit", t)]
+        if kept:
+            yield self.finding(
+                f"{count(len(kept), 'key')} of the model {_keep(kept)}, as you decided",
+                severity="note",
+                place=case.model_place(kept[0]),
+                evidence=key_lines(kept, "+", case.target.tree.specs),
+                keys=kept,
+            )
+
+    def _missing(self, case: Case, missing: list[str]) -> Diagnostic:
+        n = len(missing)
+        helps = flag_helps("reinit", missing, case.target.tree.specs, "keep the model's initial values")
+        known = tuple(h for q in case.questions("missing") for h in question_helps(q))
+        return self.finding(
+            f"{count(n, 'key')} of the model {'is' if n == 1 else 'are'} not in the checkpoint",
+            place=case.model_place(missing[0]),
+            evidence=key_lines(missing, "+", case.target.tree.specs),
+            notes=[note for q in case.questions("missing") for note in q.notes],
+            helps=_merge(known, helps),
+            keys=missing,
+        )
+
+
+def _keep(keys: Sequence[str]) -> str:
+    return "keeps its initial value" if len(keys) == 1 else "keep their initial values"
+
+
+def _merge(first: Sequence[Help], second: Sequence[Help]) -> tuple[Help, ...]:
+    return tuple({h.command: h for h in (*second, *first)}.values()) if first else tuple(second)
+
+
+class UnexpectedKeys(Rule):
+    """The checkpoint holds keys that the model does not have.
+
+    What it means
+        A part of the trained network was removed or belongs to something else in the file: a
+        classifier, an auxiliary head, a loss with weights.
+
+    Why it matters
+        ``load_state_dict`` refuses them. Ignored wholesale (``strict=False``), a real difference between
+        two architectures looks the same as a harmless left-over.
+
+    What to do
+        ``--drop 'aux.**'`` leaves them unused and records it. If one of them is a renamed part of the
+        model, declare it with ``--rename FROM=TO``.
+    """
+
+    code, name, severity = "CKD203", "unexpected-keys", "error"
+    VALID = (Example({"a.weight": (2, 3)}, {"a.weight": (2, 3)}),)
+    INVALID = (
+        Example(
+            {"a.weight": (2, 3), "aux.weight": (9, 11), "aux.bias": (9,)},
+            {"a.weight": (2, 3)},
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Diagnostic]:
+        """One finding for what needs a decision, one note for what is known to be dispensable."""
+        alignment, source = case.alignment, case.source
+        if alignment is None or source is None or alignment.verdict == "incompatible":
+            return
+        asked = {s for q in alignment.questions if q.kind not in ("unexpected", "missing") for s in q.sources}
+        open_ = [k for k, u in alignment.unused.items() if not u.decided and k not in asked]
+        done = [k for k, u in alignment.unused.items() if u.decided]
+        place = (case.file, case.source_note)
+        if open_:
+            n = len(open_)
+            yield self.finding(
+                f"{count(n, 'key')} of the checkpoint {'is' if n == 1 else 'are'} not in the model",
+                place=place,
+                evidence=key_lines(open_, "-", source.specs),
+                notes=[note for q in case.questions("unexpected") for note in q.notes],
+                helps=flag_helps("drop", open_, source.specs, "leave unused"),
+                keys=open_,
+            )
+        if done:
+            reasons = sorted({alignment.unused[k].reason for k in done})
+            yield self.finding(
+                f"{count(len(done), 'key')} of the checkpoint {'stays' if len(done) == 1 else 'stay'} unused",
+                severity="note",
+                place=place,
+                evidence=key_lines(done, "-", source.specs),
+                why=printable("; ".join(reasons[:3])),
+                fix=(f"leave out {count(len(done), 'key')}", "safe"),
+                keys=done,
+            )
