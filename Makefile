@@ -17,7 +17,8 @@ help:  ## this list
 setup: $(READY)  ## the development environment, in .venv
 
 $(READY): pyproject.toml constraints-dev.txt
-	@test -n "$(PYTHON)" || { echo "ckptdoctor needs Python 3.11 or newer; none was found." \
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "ckptdoctor needs Python 3.11 or newer; $(or $(PYTHON),python3) is older or not there." \
 		"Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@echo "setting up $(VENV) (torch is large; only the first time takes long)"
 	$(PYTHON) -m venv $(VENV)
