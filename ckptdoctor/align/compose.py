@@ -69,4 +69,4 @@ def _pack(units: Sequence[Unit], pack: str) -> Unit:
         total = (sum(leaf.shape[0] for leaf in parts), *shape[1:]) if shape else shape
         leaves[role] = Leaf(keys, total, ("concat(0)",))
     path = f"{first.path.rpartition('.')[0]}.{pack}".lstrip(".")
-    return Unit(first.index, path, leaves, name_of(path), parts=tuple(units))
+    return Unit(first.index, path, leaves, name_of(path), parts=tuple(units)).seal()

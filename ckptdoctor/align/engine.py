@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align import checks, finish
+from ckptdoctor.align import checks, finish, layouts
 from ckptdoctor.align.compose import compose
 from ckptdoctor.align.matcher import Matching, match_units
 from ckptdoctor.align.model import Alignment, Match, Question, Unused
@@ -119,6 +119,8 @@ PASSES = (
     orient,
     finish.write_matches,
     finish.leftovers,
+    checks.adapters,
+    layouts.invisible,
     checks.duplicates,
     checks.rivals,
     checks.families,

@@ -34,6 +34,7 @@ class Side:
     order_rank: dict[int, tuple[int, int]] = field(default_factory=dict)  # k-th of its class
     scopes: dict[int, list[int]] = field(default_factory=dict)  # structure hashes of the ancestors
     scope_count: Counter[int] = field(default_factory=Counter)
+    scope_rank: dict[int, dict[int, int]] = field(default_factory=dict)  # unit -> scope -> k-th of its like
     local: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)  # unit -> scope -> rank, count
 
 
@@ -83,7 +84,7 @@ def _families(side: Side) -> None:
     families: dict[tuple[str, object], list[Unit]] = defaultdict(list)
     classes: dict[object, list[Unit]] = defaultdict(list)
     for unit in side.units:
-        families[unit.name.skeleton, unit.key].append(unit)
+        families[unit.name.skeleton, unit.exact].append(unit)
         classes[unit.key].append(unit)
     for members in families.values():
         ranked = sorted(members, key=lambda u: u.name.numbers)
@@ -111,13 +112,36 @@ def _structure(side: Side) -> None:
             sums[prefix] += own
             size[prefix] += 1
             first.setdefault(prefix, unit.index)
-    distinct = {(total, first[prefix], size[prefix]) for prefix, total in sums.items() if size[prefix] > 1}
-    side.scope_count = Counter(total for total, _, _ in distinct)
+    places: dict[int, dict[int, tuple[Token, ...]]] = defaultdict(dict)
+    for prefix, total in sums.items():
+        if size[prefix] > 1:
+            places[total].setdefault(first[prefix], prefix)
+    side.scope_count = Counter({total: len(found) for total, found in places.items()})
+    ranks = _scope_ranks(places)
     for unit in side.units:
         flat = unit.name.flat
         found = [sums[flat[:d]] for d in range(1, len(flat)) if size[flat[:d]] > 1]
         side.scopes[unit.index] = list(dict.fromkeys(found))
+        side.scope_rank[unit.index] = {
+            sums[flat[:d]]: ranks[flat[:d]] for d in range(1, len(flat)) if flat[:d] in ranks
+        }
     _local_ranks(side, sums, size)
+
+
+def _scope_ranks(places: dict[int, dict[int, tuple[Token, ...]]]) -> dict[tuple[Token, ...], int]:
+    """Rank of each part among the parts of equal shapes, where only numbers tell their names apart."""
+    ranks = {}
+    for found in places.values():
+        prefixes = list(found.values())
+        words = {tuple("#" if isinstance(t, int) else t for t in p) for p in prefixes}
+        if len(prefixes) > 1 and len(words) == 1:
+            for rank, prefix in enumerate(sorted(prefixes, key=_numbers)):
+                ranks[prefix] = rank
+    return ranks
+
+
+def _numbers(prefix: tuple[Token, ...]) -> tuple[int, ...]:
+    return tuple(t for t in prefix if isinstance(t, int))
 
 
 def _local_ranks(
@@ -129,7 +153,7 @@ def _local_ranks(
         flat = unit.name.flat
         for depth in range(1, len(flat)):
             if 1 < size[flat[:depth]] <= _LOCAL:
-                members[flat[:depth], unit.key].append(unit)
+                members[flat[:depth], unit.exact].append(unit)
     for (prefix, _), units in members.items():
         if 1 < len(units) and len({u.name.skeleton for u in units}) == 1:
             for rank, unit in enumerate(sorted(units, key=lambda u: u.name.numbers)):
@@ -222,19 +246,28 @@ def _role_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float
 
 def _structure_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float:
     mine, theirs = a.scopes[u.index], set(b.scopes[v.index])
+    rank_u, rank_v = a.scope_rank[u.index], b.scope_rank[v.index]
     best = 0.0
     for h in mine:
         n, m = a.scope_count[h], b.scope_count[h]
         if n != m:
             continue
-        if h in theirs:
+        if h not in theirs:
+            if n == 1:
+                return -STRUCTURE
+            continue
+        if n == 1:
+            best = STRUCTURE
+        elif h in rank_u and h in rank_v:
+            if rank_u[h] != rank_v[h]:
+                return -STRUCTURE
+            best = STRUCTURE
+        else:
             best = max(best, STRUCTURE / n)
-        elif n == 1:
-            return -STRUCTURE
     if any(b.scope_count[h] == a.scope_count[h] == 1 and h not in mine for h in theirs):
         return -STRUCTURE
     if best == STRUCTURE:
-        reasons.append("in the only part with these shapes")
+        reasons.append("in the part with the same shapes")
     return best
 
 

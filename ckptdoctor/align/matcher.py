@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ckptdoctor.align.evidence import MARGIN, ORDER, Score, Side, prepare, score
@@ -11,6 +11,7 @@ from ckptdoctor.align.solve import Solution, solve
 from ckptdoctor.align.units import Unit
 
 NULL = -0.5  # a pair below this explains less than leaving both out
+SOME = 0.75  # what a forced pair needs while other keys are left over
 NEIGHBOUR = 1.0
 _LARGE_CLASS = 120
 
@@ -39,7 +40,44 @@ def match_units(sources: Sequence[Unit], targets: Sequence[Unit], ordered: bool)
             break
         first = second
     final = _solve_all(a, b, _with_neighbours(a, b, scores, first))
-    return _result(a, b, edges, final)
+    matching = _result(a, b, edges, final)
+    _force(matching, a, b, edges)
+    return matching
+
+
+def _force(matching: Matching, a: Side, b: Side, edges: dict[tuple[int, int], Score]) -> None:
+    """Pairs that are the only ones left of their shapes.
+
+    Without a word for it such a pair is accepted only if then nothing is left over on either side:
+    uniqueness counts over the whole pool.
+    """
+    free_s = {u.index: u for u in a.units} | {}
+    for s in matching.certain.values():
+        free_s.pop(s, None)
+    free_t = {v.index: v for v in b.units if v.index not in matching.certain}
+    by_shape_s, by_shape_t = _by_exact(free_s.values()), _by_exact(free_t.values())
+    forced = {
+        ts[0]: by_shape_s[shape][0]
+        for shape, ts in by_shape_t.items()
+        if len(ts) == 1 and len(by_shape_s.get(shape, ())) == 1 and (by_shape_s[shape][0], ts[0]) in edges
+    }
+    complete = len(forced) == len(free_t) == len(free_s)
+    for t, s in forced.items():
+        if complete or edges[s, t].total >= SOME:
+            matching.certain[t] = s
+            matching.reasons[t] = (*edges[s, t].reasons, "the only one of these shapes on either side")
+            matching.open.pop(t, None)
+    matching.lonely_targets = [t for t in matching.lonely_targets if t not in matching.certain]
+    taken = set(matching.certain.values())
+    open_sources = {c for cs in matching.open.values() for c in cs[:1]}
+    matching.lonely_sources = [u.index for u in a.units if u.index not in taken | open_sources]
+
+
+def _by_exact(units: Iterable[Unit]) -> dict[object, list[int]]:
+    found: dict[object, list[int]] = defaultdict(list)
+    for unit in units:
+        found[unit.exact].append(unit.index)
+    return found
 
 
 def _edges(a: Side, b: Side) -> dict[tuple[int, int], Score]:

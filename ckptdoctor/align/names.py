@@ -11,6 +11,8 @@ from importlib.resources import files
 _WORDS = re.compile(r"\d+|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _DIMENSIONED = re.compile(r"(conv|norm|bn|pool|drop|dropout|batchnorm|instancenorm)([123])d", re.I)
 
+_LETTERS = "abcdef"
+
 Token = str | int
 
 
@@ -39,7 +41,11 @@ def words(segment: str) -> tuple[Token, ...]:
     plain = _DIMENSIONED.sub(r"\1", segment)
     found = [int(w) if w.isdigit() and len(w) < 10 else w.lower() for w in _WORDS.findall(plain)]
     spelt = _number_words()
-    return tuple(spelt.get(w, w) if isinstance(w, str) else w for w in found)
+    tokens = [spelt.get(w, w) if isinstance(w, str) else w for w in found]
+    last = tokens[-1] if len(tokens) > 1 else None
+    if isinstance(last, str) and last in _LETTERS:
+        tokens[-1] = _LETTERS.index(last)  # conv_a, conv_b: letters that count
+    return tuple(tokens)
 
 
 @lru_cache(maxsize=65536)
@@ -104,9 +110,6 @@ class Name:
     flat: tuple[Token, ...]
 
 
-_DIGITS = re.compile(r"\d+")
-
-
 @lru_cache(maxsize=65536)
 def name_of(path: str) -> Name:
     """Read a path."""
@@ -117,7 +120,7 @@ def name_of(path: str) -> Name:
         path,
         _segment_concepts(tokens),
         tuple(t for t in flat if isinstance(t, int)),
-        _DIGITS.sub("#", path),
+        ".".join("_".join("#" if isinstance(t, int) else t for t in seg) for seg in tokens),
         flat,
     )
 

@@ -119,13 +119,18 @@ def _families(pair: Pair) -> list[tuple[str, str]]:
     shape = pair.target.leaves[pair.role].shape
     if sum(d != 1 for d in shape) < 2:
         return []
-    rank = len(shape)
+    bare = "bare" if pair.source.bare else "module"
+    kind = f"{bare}/{len(shape)}"
     word = _leaf_word(pair.source.leaves[pair.role].keys[0])
     skeleton = pair.source.name.skeleton
-    last = skeleton.rpartition(".")[2]
-    families = [("path", f"{skeleton}.{word}/{rank}"), ("name", f"{last}.{word}/{rank}")]
+    families = [
+        ("path", f"{skeleton}.{word}/{kind}"),
+        ("name", f"{skeleton.rpartition('.')[2]}.{word}/{kind}"),
+    ]
     if word == "kernel":
-        families.append(("leaf", f"{word}/{rank}"))
+        families.append(("leaf", f"{word}/{kind}"))
+    if "#" in skeleton:
+        families.append(("block", f"{skeleton[: skeleton.rindex('#') + 1]}/{kind}"))
     if pair.target.cls:
-        families.append(("class", f"{pair.target.cls}/{rank}"))
+        families.append(("class", f"{pair.target.cls}/{kind}"))
     return families

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ckptdoctor.align.names import Name, leaf_role, name_of
 from ckptdoctor.trees import TensorSpec
@@ -47,16 +47,20 @@ class Unit:
     bare: bool = False
     cls: str = ""
     parts: tuple[Unit, ...] = ()
-    chain: tuple[int, ...] = field(default=())
 
-    @property
-    def key(self) -> frozenset[tuple[str, Shape]]:
-        """What has to agree for two units to be candidates of each other."""
-        return frozenset(
-            (role, canonical_shape(leaf.shape))
-            for role, leaf in self.leaves.items()
-            if role not in OPTIONAL_ROLES
-        )
+    key: frozenset[tuple[str, Shape]] = frozenset()
+    exact: frozenset[tuple[str, Shape]] = frozenset()
+
+    def seal(self) -> Unit:
+        """Fix what is compared once all leaves are there.
+
+        ``key`` has to agree for two units to be candidates of each other; ``exact`` is the same
+        without regard to transposition.
+        """
+        shapes = {r: leaf.shape for r, leaf in self.leaves.items() if r not in OPTIONAL_ROLES}
+        self.key = frozenset((r, canonical_shape(s)) for r, s in shapes.items())
+        self.exact = frozenset((r, tuple(d for d in s if d != 1)) for r, s in shapes.items())
+        return self
 
 
 def canonical_shape(shape: Shape) -> Shape:
@@ -120,4 +124,4 @@ def build_units(specs: Mapping[str, TensorSpec], modules: Mapping[str, str] | No
             cls = (modules or {}).get(path, "")
             unit = units.setdefault((path, bare), Unit(len(units), path, {}, name_of(path), bare, cls))
         unit.leaves[role] = leaf_of(key, specs[key].shape)
-    return list(units.values())
+    return [unit.seal() for unit in units.values()]

@@ -1,0 +1,104 @@
+"""What shapes cannot show: claims that need a recipe, a config or a decision become questions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckptdoctor.align.checks import take_back
+from ckptdoctor.align.model import Question
+from ckptdoctor.align.names import Token, table, words
+from ckptdoctor.align.roles import values_of
+from ckptdoctor.align.units import Unit
+
+if TYPE_CHECKING:
+    from ckptdoctor.align.engine import State
+
+
+def invisible(state: State) -> None:
+    """Fused q/k/v of unknown packing, rotary layouts, and columns after a flatten."""
+    sources = {u.index: u for u in state.sources}
+    targets = {u.index: u for u in state.targets}
+    pairs = [(sources[s], targets[t]) for t, s in state.matching.certain.items()]
+    packed = [(u, v) for u, v in pairs if _packing_crossed(u, v)]
+    _question(
+        state,
+        packed,
+        "packed",
+        "how q, k and v are packed inside a fused tensor cannot be seen from shapes",
+        "concatenated, per head or per group give the same shape",
+    )
+    rotary = [(u, v) for u, v in pairs if _rotary_crossed(u, v)] if not _has_positions(state) else []
+    _question(
+        state,
+        rotary,
+        "rotary",
+        "the order of rotary dimensions in q and k cannot be seen from shapes",
+        "names like `wq` come with interleaved pairs, the model's with halves (or the reverse): the rows of "
+        "q and k may have to be permuted by head",
+    )
+    _flatten_warnings(state, pairs)
+
+
+def _question(
+    state: State, pairs: list[tuple[Unit, Unit]], kind: str, title: str, note: str
+) -> None:
+    keys = [state.target_names[n] for _, v in pairs for leaf in v.leaves.values() for n in leaf.keys]
+    if not keys:
+        return
+    take_back(state, keys, title)
+    state.questions.append(
+        Question(kind, title, tuple(keys), (), (note,), ((f"--accept {kind}-layout", "copy them as they are"),))
+    )
+
+
+def _raw(unit: Unit) -> tuple[Token, ...]:
+    """Words of the last segment that says something."""
+    for segment in reversed(unit.path.split(".")):
+        found = words(segment)
+        if any(isinstance(t, str) for t in found):
+            return found
+    return ()
+
+
+def _listed(unit: Unit, kind: str) -> bool:
+    raw = " ".join(str(t) for t in _raw(unit))
+    return any(raw == phrase for phrase in table()["layouts"][kind])
+
+
+def _packing_crossed(u: Unit, v: Unit) -> bool:
+    fused = any(values_of(x).get("part") in ("qkv", "kv") for x in (u, v))
+    if not fused or _raw(u) == _raw(v):
+        return False
+    return _listed(u, "packed") or _listed(v, "packed")
+
+
+def _rotary_crossed(u: Unit, v: Unit) -> bool:
+    return _listed(u, "interleaved") != _listed(v, "interleaved")
+
+
+def _has_positions(state: State) -> bool:
+    """A learned position table speaks against rotary embeddings."""
+    return any(values_of(u).get("table") == "pos" for u in state.targets)
+
+
+def _flatten_warnings(state: State, pairs: list[tuple[Unit, Unit]]) -> None:
+    """A renamed dense layer behind a convolution: (C,H,W) or (H,W,C) columns look alike."""
+    channels = 0
+    renamed = {v.index: (u, v) for u, v in pairs if u.name.skeleton != v.name.skeleton}
+    for target in state.targets:
+        weight = target.leaves.get("weight")
+        if weight is None:
+            continue
+        if len(weight.shape) > 2:
+            channels = weight.shape[0]
+            continue
+        if len(weight.shape) == 2:
+            columns = weight.shape[1]
+            if channels and target.index in renamed and columns % channels == 0 and columns > channels:
+                key = state.target_names[weight.keys[0]]
+                state.warnings.append(
+                    f"`{key}` is a dense layer behind a flatten ({columns} = {channels} x "
+                    f"{columns // channels} columns): if the two code bases flatten in different orders "
+                    "((C,H,W) or (H,W,C)), the shapes are the same and the values are not"
+                )
+            channels = 0
