@@ -1,0 +1,110 @@
+"""A live model as a place to write to: its keys, its tensors, and what makes a write impossible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ckptdoctor.apply.staging import Expansion, Want
+from ckptdoctor.errors import ApplyError
+from ckptdoctor.receipt import listing, plural
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+def live_state(model: nn.Module) -> dict[str, Any]:
+    """``model.state_dict()`` with the model's own tensor objects, where it can give them."""
+    try:
+        return dict(model.state_dict(keep_vars=True))
+    except TypeError:  # an overridden state_dict() without that argument
+        return dict(model.state_dict())
+
+
+def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The entries that are tensors; the others are extra state."""
+    import torch
+
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def slots(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, Tensor]]:
+    """``(full name, the dict that holds it, name in it, tensor)`` of every parameter and buffer."""
+    for path, module in model.named_modules(remove_duplicate=True):
+        for table in (module._parameters, module._buffers):
+            for name, tensor in list(table.items()):
+                if tensor is not None:
+                    yield (f"{path}.{name}" if path else name), table, name, tensor
+
+
+def check_keys(expansion: Expansion, live: Mapping[str, Tensor]) -> None:
+    """Every tensor of the model has exactly one fill. Raises :class:`ApplyError`."""
+    missing = [key for key in live if key not in expansion.fills]
+    foreign = [key for key in expansion.fills if key not in live]
+    if missing or foreign:
+        words = [f"no step fills {listing(missing)}"] if missing else []
+        words += [f"the model has no {listing(foreign)}"] if foreign else []
+        raise ApplyError(f"the plan is not for this model: {'; '.join(words)}. Make a new plan")
+
+
+def check_meta(model: nn.Module, expansion: Expansion, live: Mapping[str, Tensor]) -> None:
+    """What is on meta must come from the file. Raises :class:`ApplyError` naming what cannot."""
+    from ckptdoctor.apply.derived import derived_value
+
+    filled = {id(tensor) for tensor in live.values()}
+    lost = [name for name, _, _, tensor in slots(model) if tensor.is_meta and id(tensor) not in filled]
+    if lost:
+        raise ApplyError(
+            f"the model is on the meta device, and {plural(len(lost), 'tensor')} of it cannot come from a "
+            f"file (non-persistent buffers): {listing(lost)}. Build the model on the CPU, outside of "
+            "`torch.device('meta')`, and load into that"
+        )
+    own = [k for k, fill in expansion.fills.items() if fill.kind in ("keep", "reinit") and live[k].is_meta]
+    kept = [key for key in own if derived_value(key, tuple(live[key].shape)) is None]
+    if kept:
+        raise ApplyError(
+            f"the model is on the meta device and so has no initial values to keep for {listing(kept)}; "
+            "build the model on the CPU and load into that"
+        )
+
+
+def check_device(live: Mapping[str, Tensor], device: torch.device | str | None) -> None:
+    """``device`` only says where meta tensors go. Raises :class:`ApplyError` if it asks for more."""
+    import torch
+
+    if device is None:
+        return
+    asked = torch.device(device)
+    other = [key for key, t in live.items() if not t.is_meta and not _same_device(t.device, asked)]
+    if other:
+        where = live[other[0]].device
+        raise ApplyError(
+            f"the model is on {where}, device={str(device)!r} was asked for; tensors end where the model is. "
+            f"Move it first: model.to({str(device)!r})"
+        )
+
+
+def _same_device(a: torch.device, b: torch.device) -> bool:
+    return a.type == b.type and (b.index is None or a.index is None or a.index == b.index)
+
+
+def wants(live: Mapping[str, Tensor], device: torch.device | str | None) -> dict[str, Want]:
+    """What each key asks for; tensors on meta go to ``device`` (default CPU)."""
+    import torch
+
+    meta_to = torch.device(device) if device is not None else torch.device("cpu")
+    return {
+        key: Want(tuple(t.shape), t.dtype, meta_to if t.is_meta else t.device, _strides(t))
+        for key, t in live.items()
+    }
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...] | None:
+    """Strides worth keeping: those of a dense permutation (channels last), never of an expanded tensor."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_contiguous() or tensor.numel() == 0:
+        return None
+    span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tuple(tensor.stride()) if span == tensor.numel() else None

@@ -1,0 +1,27 @@
+"""Comparing tensors by their bits, so that NaN equals NaN and -0.0 is not 0.0."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether shape, dtype and every bit agree; devices and strides may differ."""
+    import torch
+
+    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout or a.is_meta or b.is_meta:
+        return False
+    if a.is_quantized or a.layout != torch.strided:
+        return (
+            bool(torch.equal(a.to_dense(), b.to_dense())) if not a.is_quantized else bool(torch.equal(a, b))
+        )
+    return bool(torch.equal(_bytes(a), _bytes(b.to(a.device))))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    import torch
+
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)

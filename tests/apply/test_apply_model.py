@@ -1,0 +1,362 @@
+"""Loading into every kind of live model, and leaving it untouched whenever anything fails."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ckptdoctor.errors import ApplyError, VerifyError
+from ckptdoctor.loading import apply_to_model
+from ckptdoctor.targets.module import snapshot
+from tests.apply.fakes import Plan, Source, identity, keep, load, picture, same_picture, tie
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+
+class WithExtra(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+        self.scale = "fp8"
+
+    def get_extra_state(self):
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state):
+        self.scale = state["scale"]
+
+
+class Hooked(nn.Module):
+    """Stores its weight transposed in its state dict, in both directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 5))
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        destination[prefix + "weight"] = self.weight.detach().t()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        state_dict[prefix + "weight"] = state_dict[prefix + "weight"].t()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+
+
+def random_state(model):
+    state = {}
+    for key, t in model.state_dict().items():
+        if isinstance(t, torch.Tensor):
+            rand = torch.randn(t.shape) if t.is_floating_point() else torch.randint(1, 9, t.shape)
+            state[key] = rand.to(t.dtype)
+    return state
+
+
+def run(plan, source, model, **kwargs):
+    reader = source if callable(source) else Source(source)
+    return apply_to_model(plan, reader, model, snapshot(model), **kwargs)
+
+
+KINDS = {
+    "plain": small,
+    "data parallel": lambda: nn.DataParallel(small()),
+    "compiled": lambda: torch.compile(small()),
+    "half": lambda: small().half(),
+    "bfloat16": lambda: small().bfloat16(),
+    "double": lambda: small().double(),
+    "channels last": lambda: small().to(memory_format=torch.channels_last),
+    "frozen": lambda: small().requires_grad_(False),
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(2, 3, 3)),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 5)),
+    "lstm": lambda: nn.LSTM(3, 4, num_layers=2),
+    "attention": lambda: nn.TransformerEncoderLayer(8, 2, 16),
+    "extra state": WithExtra,
+    "hooks of its own": Hooked,
+    "scripted": lambda: torch.jit.script(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))),
+}
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
+def test_every_kind_of_model_is_filled_in_place(make):
+    model = make()
+    state = random_state(model)
+    before = picture(model)
+    optimizer = torch.optim.SGD(list(model.parameters()), lr=1.0)
+    receipt = run(identity(model), state, model)
+    after = model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in state.items())
+    now = picture(model)
+    assert [v[:-1] for v in before.values()] == [v[:-1] for v in now.values()], (
+        "objects, dtypes, strides stay"
+    )
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in model.parameters()}
+    assert receipt.loaded == len(state) and str(receipt).count("\n") < 4
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("gone"), KeyboardInterrupt(), MemoryError()], ids=lambda e: type(e).__name__
+)
+@pytest.mark.parametrize("make", [small, Tied, lambda: small().half()], ids=["plain", "tied", "half"])
+def test_a_failure_at_any_read_leaves_the_model_bit_identical(make, error):
+    model = make()
+    plan, state = identity(model), random_state(model)
+    state.update({"head.weight": state["embed.weight"]} if "embed.weight" in state else {})
+    reads = Source(state)
+    run(plan, reads, copy.deepcopy(model))
+    before = picture(model)
+    for n in range(reads.reads):
+        with pytest.raises((ApplyError, KeyboardInterrupt)):
+            run(plan, Source(state, fail_at=n, error=error), model)
+        assert same_picture(before, picture(model))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no"), KeyboardInterrupt(), SystemExit()], ids=lambda e: type(e).__name__
+)
+@pytest.mark.parametrize("meta", [False, True])
+def test_a_failure_at_any_write_leaves_the_model_bit_identical(monkeypatch, error, meta):
+    with torch.device("meta" if meta else "cpu"):
+        model = small()
+    plan, state = identity(model), random_state(small())
+    before = picture(model)
+    original = torch.Tensor.copy_
+    for n in range(2 * len(state)):
+        writes = 0
+
+        def failing(self, *args, n=n, **kwargs):
+            nonlocal writes
+            writes += any(self is t for t in (*model.parameters(), *model.buffers()))
+            if writes == n + 1:
+                monkeypatch.setattr(torch.Tensor, "copy_", original)
+                raise error
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, "copy_", failing)
+        if writes_possible := n < len(state):
+            with pytest.raises((ApplyError, KeyboardInterrupt, SystemExit)):
+                run(plan, state, model)
+            assert same_picture(before, picture(model))
+        monkeypatch.setattr(torch.Tensor, "copy_", original)
+        if not writes_possible:
+            break
+
+
+def test_a_failed_verification_rolls_back():
+    model = small()
+    before = picture(model)
+    state = random_state(model)
+    other = {**state, "4.weight": state["4.weight"] + 1}
+    with pytest.raises(VerifyError, match=r"`4.weight` is not `copy` of `4.weight`: 8 of 8 values differ"):
+        run(identity(model), Source(state), model, fresh=lambda: Source(other))
+    assert same_picture(before, picture(model))
+
+
+def test_meta_models_become_real_and_keep_objects_ties_and_optimizers():
+    with torch.device("meta"):
+        model = Tied()
+    model.head.weight.tag = "mine"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    parameter = model.head.weight
+    state = random_state(Tied())
+    plan = identity(model, **{"head.weight": tie("head.weight", "embed.weight")})
+    receipt = run(plan, state, model)
+    assert model.head.weight is model.embed.weight is parameter
+    assert parameter.device.type == "cpu" and parameter.tag == "mine" and parameter.requires_grad
+    assert torch.equal(parameter, state["embed.weight"]) and receipt.tied == 1
+    assert any(p is parameter for g in optimizer.param_groups for p in g["params"])
+    assert parameter.untyped_storage().nbytes() == parameter.numel() * 4
+    with torch.no_grad():
+        parameter.add_(1)
+    assert not torch.equal(parameter, state["embed.weight"]), "the model must not write to the file's memory"
+
+
+def test_meta_tensor_that_torch_cannot_swap_is_replaced_everywhere():
+    import weakref
+
+    with torch.device("meta"):
+        model = Tied()
+    watch = weakref.ref(model.embed.weight)
+    state = random_state(Tied())
+    run(identity(model, **{"head.weight": tie("head.weight", "embed.weight")}), state, model)
+    assert model.head.weight is model.embed.weight and not model.head.weight.is_meta
+    assert watch is not None
+
+
+def test_a_meta_model_with_non_persistent_buffers_is_refused_with_a_way_out():
+    class Rotary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+            self.register_buffer("inv_freq", torch.ones(3), persistent=False)
+
+    with torch.device("meta"):
+        model = Rotary()
+    before = picture(model)
+    with pytest.raises(ApplyError, match=r"inv_freq.*Build the model on the CPU"):
+        run(identity(model), {}, model)
+    assert same_picture(before, picture(model))
+
+
+def test_kept_counters_on_meta_start_at_zero_and_other_kept_values_are_refused():
+    with torch.device("meta"):
+        model = nn.BatchNorm1d(3)
+    plan = identity(model, num_batches_tracked=keep("num_batches_tracked"))
+    run(plan, random_state(nn.BatchNorm1d(3)), model)
+    assert model.num_batches_tracked.item() == 0
+    with torch.device("meta"):
+        model = nn.BatchNorm1d(3)
+    with pytest.raises(ApplyError, match="no initial values"):
+        run(identity(model, weight=keep("weight", "reinit")), random_state(nn.BatchNorm1d(3)), model)
+    assert model.bias.is_meta
+
+
+def test_kept_and_reinitialised_values_stay_and_are_counted():
+    model = small()
+    head, counter = model[4].weight.detach().clone(), model[1].num_batches_tracked
+    plan = identity(
+        model,
+        **{"4.weight": keep("4.weight", "reinit"), "1.num_batches_tracked": keep("1.num_batches_tracked")},
+    )
+    receipt = run(plan, random_state(model), model)
+    assert torch.equal(model[4].weight, head) and model[1].num_batches_tracked is counter
+    assert (receipt.kept, receipt.reinitialised) == (1, 1)
+
+
+def test_tied_weights_with_two_different_copies_are_refused():
+    model = Tied()
+    state = random_state(model)
+    before = picture(model)
+    with pytest.raises(ApplyError, match=r"ties `embed.weight` and `head.weight`"):
+        run(identity(model), state, model)
+    assert same_picture(before, picture(model))
+    state["head.weight"] = state["embed.weight"].clone()
+    run(identity(model), state, model)
+    assert model.head.weight is model.embed.weight
+
+
+def test_ops_are_run_and_the_model_dtype_wins():
+    model = nn.Linear(3, 6).half()
+    q, k = torch.randn(3, 3), torch.randn(3, 3)
+    plan = Plan(
+        {"weight": load("weight", "q", "k", ops=["each:transpose(0,1)", "concat(0)"]), "bias": load("bias")}
+    )
+    receipt = run(plan, {"q": q, "k": k, "bias": torch.zeros(6)}, model)
+    assert torch.equal(model.weight, torch.cat([q.t(), k.t()]).half()) and model.weight.dtype == torch.float16
+    assert receipt.casts == {"rounding": 1, "lossless": 1}
+    assert receipt.to_dict()["entries"][0]["sources"] == ["q", "k"]
+
+
+def test_extra_state_is_kept():
+    model = WithExtra()
+    model.scale = "bf16"
+    run(identity(model), random_state(model), model)
+    assert model.scale == "bf16"
+
+
+def test_requires_grad_and_grads_stay():
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    model.weight.grad = torch.ones(2, 2)
+    run(identity(model), random_state(model), model)
+    assert model.weight.requires_grad and not model.bias.requires_grad
+    assert torch.equal(model.weight.grad, torch.ones(2, 2))
+
+
+def test_a_plan_for_another_model_is_refused_before_anything_is_read():
+    model, source = nn.Linear(2, 2), Source({})
+    with pytest.raises(ApplyError, match=r"no step fills `bias`; the model has no `scale`"):
+        run(Plan({"weight": load("weight"), "scale": load("scale")}), source, model)
+    assert source.reads == 0
+
+
+def test_a_shape_that_does_not_fit_names_key_and_shapes():
+    model = nn.Linear(2, 2)
+    with pytest.raises(ApplyError, match=r"`weight`: the plan makes \[3,2\], the model has \[2,2\]"):
+        run(identity(model), {"weight": torch.ones(3, 2), "bias": torch.ones(2)}, model)
+
+
+def test_a_hook_that_changes_values_is_found():
+    class Meddler(nn.Linear):
+        def _load_from_state_dict(self, state_dict, prefix, *args):
+            state_dict[prefix + "bias"] = state_dict[prefix + "bias"] + 1
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+    model = Meddler(2, 2)
+    before = picture(model)
+    with pytest.raises(VerifyError, match="`bias` is not"):
+        run(identity(model), random_state(model), model)
+    assert same_picture(before, picture(model))
+
+
+def test_a_load_state_dict_that_does_nothing_is_found():
+    class Lazy(nn.Linear):
+        def load_state_dict(self, state_dict, strict=True, assign=False):
+            return None
+
+    model = Lazy(2, 2)
+    with pytest.raises(VerifyError, match="values differ"):
+        run(identity(model), random_state(model), model)
+
+
+def test_a_load_that_unties_is_found_and_undone():
+    class Assigning(Tied):
+        def load_state_dict(self, state_dict, strict=True, assign=False):
+            return super().load_state_dict(dict(state_dict), strict=strict, assign=True)
+
+    model = Assigning()
+    state = random_state(model)
+    state["head.weight"] = state["embed.weight"]
+    before = picture(model)
+    with pytest.raises(VerifyError, match="were one tensor and are not any more"):
+        run(identity(model), state, model)
+    assert same_picture(before, picture(model)) and model.head.weight is model.embed.weight
+
+
+def test_device_only_says_where_meta_goes():
+    model = nn.Linear(2, 2)
+    run(identity(model), random_state(model), model, device="cpu")
+    with pytest.raises(ApplyError, match=r"Move it first: model.to\('cuda:1'\)"):
+        run(identity(model), random_state(model), model, device="cuda:1")
+
+
+def test_the_writers_module_version_reaches_the_modules_own_hook():
+    seen = []
+
+    class Versioned(nn.Linear):
+        _version = 3
+
+        def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+            seen.append(local_metadata.get("version"))
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    model = nn.Sequential(Versioned(2, 2))
+    state = {f"module.{k}": v for k, v in random_state(model).items()}
+    plan = Plan({k: load(k, f"module.{k}") for k in model.state_dict()})
+    run(plan, state, model, source_versions={"module.0": 2})
+    run(plan, state, model)
+    assert seen == [2, 3]
+
+
+def test_quantized_and_sparse_sources_are_refused():
+    model = nn.Linear(2, 2)
+    q = torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)
+    with pytest.raises(ApplyError, match="quantized"):
+        run(identity(model), {"weight": q, "bias": torch.ones(2)}, model)
+    with pytest.raises(ApplyError, match="sparse"):
+        run(identity(model), {"weight": torch.ones(2, 2).to_sparse(), "bias": torch.ones(2)}, model)
+
+
+def test_progress_is_told_per_tensor():
+    model, seen = nn.Linear(2, 2), []
+    run(identity(model), random_state(model), model, on_tensor=seen.append)
+    assert seen == ["weight", "bias"]
