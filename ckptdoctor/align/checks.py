@@ -163,6 +163,31 @@ def _refuse_depth(state: State, lonely: list[Unit], matched: list[Unit], has: st
     )
 
 
+def partly_used(state: State) -> None:
+    """A module's tensors travel together: where only some found their place, none is certain."""
+    used = {s for m in state.matches.values() if m.status == "safe" for s in m.sources}
+    filled = {k for k, m in state.matches.items() if m.status == "safe"}
+    keys: set[str] = set()
+    twins = {state.target[k].shape for k in state.followers}
+    for unit in state.whole_sources:
+        mine = [state.source_names[n] for leaf in unit for n in leaf]
+        mine = [k for k in mine if k in used or state.source[k].shape not in twins]
+        if any(k in used for k in mine) and not all(k in used for k in mine):
+            keys |= {k for k, m in state.matches.items() if set(m.sources) & set(mine)}
+    for unit in state.whole_targets:
+        theirs = [state.target_names[n] for leaf in unit for n in leaf]
+        if any(k in filled for k in theirs) and not all(k in filled for k in theirs):
+            keys |= set(theirs) & filled
+    if keys:
+        take_back(state, sorted(keys), "only some of this module's tensors have a partner")
+
+
+def refused(state: State) -> None:
+    """Another architecture or variant: claim nothing."""
+    if state.refusal:
+        refuse(state, state.refusal)
+
+
 def refuse(state: State, why: str) -> None:
     """Another architecture or variant: claim nothing."""
     state.refusal = state.refusal or why
@@ -213,7 +238,13 @@ def variant(state: State) -> None:
     """Too many units of one name disagree in shape or in what they hold: another model."""
     if state.refusal:
         return
-    matched = {n for p in state.pairs for leaf in p.target.leaves.values() for n in leaf.keys}
+    matched = {
+        n
+        for u in state.targets
+        if u.index in state.matching.certain
+        for leaf in u.leaves.values()
+        for n in leaf.keys
+    }
     wrong_shape, ratios = _disagreeing(state, matched)
     partial = _partial(state)
     units = max(len(state.targets), 1)
@@ -294,4 +325,4 @@ def _partial_words(state: State, partial: list[tuple[str, frozenset[str], frozen
     return words
 
 
-__all__ = ["adapters", "duplicates", "families", "refuse", "relative_name", "rivals", "variant"]
+__all__ = ["adapters", "duplicates", "families", "partly_used", "refuse", "refused", "relative_name", "rivals", "variant"]

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from ckptdoctor.align.names import name_of
-from ckptdoctor.align.roles import values_of
+from ckptdoctor.align.roles import trio_parts, values_of
 from ckptdoctor.align.units import Leaf, Unit
 
 # fused concept -> (group it belongs to, its parts in the order in which they are packed)
@@ -70,3 +70,92 @@ def _pack(units: Sequence[Unit], pack: str) -> Unit:
         leaves[role] = Leaf(keys, total, ("concat(0)",))
     path = f"{first.path.rpartition('.')[0]}.{pack}".lstrip(".")
     return Unit(first.index, path, leaves, name_of(path), parts=tuple(units)).seal()
+
+
+def fold_weight_norm(sources: list[Unit], targets: Sequence[Unit]) -> list[Unit]:
+    """A weight kept as magnitude and direction becomes the plain weight where the model wants that."""
+    if any("weight_g" in u.leaves for u in targets):
+        return sources
+    for unit in sources:
+        g, v = unit.leaves.get("weight_g"), unit.leaves.get("weight_v")
+        if g is None or v is None or "weight" in unit.leaves:
+            continue
+        dim = _norm_dim(g.shape, v.shape)
+        if dim is not None:
+            del unit.leaves["weight_g"], unit.leaves["weight_v"]
+            unit.leaves["weight"] = Leaf((*g.keys, *v.keys), v.shape, (f"weight_norm({dim})",))
+            unit.seal()
+    return sources
+
+
+def _norm_dim(g: tuple[int, ...], v: tuple[int, ...]) -> int | None:
+    """The dimension that keeps its own magnitudes; None when the shapes leave it open."""
+    if len(g) != len(v):
+        return None
+    fitting = [
+        d for d in range(len(v)) if g[d] == v[d] and all(n == 1 for i, n in enumerate(g) if i != d)
+    ]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def stack_experts(sources: list[Unit], targets: Sequence[Unit]) -> list[Unit]:
+    """A list of experts becomes one tensor per matrix where the model keeps them stacked."""
+    stacked = [u for u in targets if u.bare and len(u.leaves["weight"].shape) == 3 and _has(u, "experts")]
+    if not stacked:
+        return sources
+    counts = {u.leaves["weight"].shape[0] for u in stacked}
+    fused = any(values_of(u).get("ffn") == "gateup" for u in stacked)
+    groups = _expert_groups(sources)
+    out, gone = [], set()
+    for base, members in groups.items():
+        sizes = {len(units) for units in members.values()}
+        if len(sizes) != 1 or not sizes <= counts:
+            continue
+        out += _stack(base, members, fused)
+        gone |= {u.index for units in members.values() for u in units}
+    return sorted([u for u in sources if u.index not in gone] + out, key=lambda u: u.index)
+
+
+def _has(unit: Unit, concept: str) -> bool:
+    return any(concept in segment for segment in unit.name.concepts)
+
+
+def _expert_groups(units: Sequence[Unit]) -> dict[str, dict[str, list[Unit]]]:
+    """Path of the expert list -> name inside an expert -> the experts' units in order."""
+    groups: dict[str, dict[str, list[Unit]]] = defaultdict(lambda: defaultdict(list))
+    for unit in units:
+        segments = unit.path.split(".")
+        for i in range(len(segments) - 2):
+            if segments[i + 1].isdigit() and "experts" in name_of(segments[i]).concepts[0]:
+                if set(unit.leaves) == {"weight"}:
+                    base, inner = ".".join(segments[: i + 1]), ".".join(segments[i + 2 :])
+                    groups[base][inner].append(unit)
+                break
+    for members in groups.values():
+        for found in members.values():
+            found.sort(key=lambda u: u.name.numbers)
+    return groups
+
+
+def _stack(base: str, members: dict[str, list[Unit]], fused: bool) -> list[Unit]:
+    part = {str(values_of(units[0]).get("ffn")): inner for inner, units in members.items()}
+    part.update(trio_parts({inner: units[0] for inner, units in members.items()}))
+    out = []
+    if fused and "gate" in part and "up" in part:
+        gates, ups = members.pop(part["gate"]), members.pop(part["up"])
+        rows, columns = gates[0].leaves["weight"].shape
+        keys = tuple(k for g, u in zip(gates, ups, strict=True) for x in (g, u) for k in x.leaves["weight"].keys)
+        shape = (len(gates), 2 * rows, columns)
+        chain = ("concat(0)", f"reshape({','.join(map(str, shape))})")
+        out.append(_composite(gates[0], f"{base}.gate_up_proj", Leaf(keys, shape, chain), (*gates, *ups)))
+    names = {inner: name for name, inner in part.items()}
+    for inner, units in members.items():
+        keys = tuple(k for u in units for k in u.leaves["weight"].keys)
+        shape = (len(units), *units[0].leaves["weight"].shape)
+        name = {"down": "down_proj", "gate": "gate_proj", "up": "up_proj"}.get(names.get(inner, ""), inner)
+        out.append(_composite(units[0], f"{base}.{name}", Leaf(keys, shape, ("stack(0)",)), tuple(units)))
+    return out
+
+
+def _composite(first: Unit, path: str, leaf: Leaf, parts: tuple[Unit, ...]) -> Unit:
+    return Unit(first.index, path, {"weight": leaf}, name_of(path), bare=True, parts=parts).seal()

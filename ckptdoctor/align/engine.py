@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ckptdoctor.align import checks, finish, layouts
-from ckptdoctor.align.compose import compose
+from ckptdoctor.align.compose import compose, fold_weight_norm, stack_experts
 from ckptdoctor.align.matcher import Matching, match_units
 from ckptdoctor.align.model import Alignment, Match, Question, Unused
-from ckptdoctor.align.names import is_derived
+from ckptdoctor.align.names import is_derived, is_training_state
 from ckptdoctor.align.orient import Pair, decide, make_pairs
 from ckptdoctor.align.prefix import Base, canonical, find_base, relative_name, strips_of
-from ckptdoctor.align.units import Unit, build_units
+from ckptdoctor.align.rest import second_chances
+from ckptdoctor.align.units import OPTIONAL_ROLES, Unit, build_units
 from ckptdoctor.decisions import Decision
 from ckptdoctor.trees import ParamTree, TensorSpec
 
@@ -31,6 +32,8 @@ class State:
     followers: dict[str, str] = field(default_factory=dict)  # tied model key -> key it follows
     sources: list[Unit] = field(default_factory=list)
     targets: list[Unit] = field(default_factory=list)
+    whole_sources: list[list[tuple[str, ...]]] = field(default_factory=list)  # canonical names by unit
+    whole_targets: list[list[tuple[str, ...]]] = field(default_factory=list)
     matching: Matching = field(default_factory=Matching)
     pairs: list[Pair] = field(default_factory=list)
     matches: dict[str, Match] = field(default_factory=dict)
@@ -50,13 +53,13 @@ def run(source: ParamTree, target: ParamTree, decisions: Sequence[Decision] = ()
 
 def to_one_space(state: State) -> None:
     """Wrapper segments and base prefixes off; tied followers aside."""
-    state.followers = finish.followers(state.target, state.source)
     mine, theirs = canonical(state.source.specs), canonical(state.target.specs)
     state.duplicates = mine.duplicates
     names_t = {n: ks[0] for n, ks in theirs.names.items()}
     if theirs.duplicates:
         names_t = {k: k for k in state.target.specs}
     names_s = {n: ks[-1] if n in names_t and n in ks else ks[0] for n, ks in mine.names.items()}
+    state.followers = finish.followers(state.target, names_s)
     state.base = find_base(
         {n: state.source[k].shape for n, k in names_s.items()},
         {n: state.target[k].shape for n, k in names_t.items()},
@@ -75,6 +78,8 @@ def make_units(state: State) -> None:
     classes = {relative_name(p, state.base.target): c for p, c in state.target.modules.items()}
     state.sources = build_units(mine)
     state.targets = build_units(theirs, classes)
+    state.sources = fold_weight_norm(state.sources, state.targets)
+    state.sources = stack_experts(state.sources, state.targets)
     composed = compose(state.sources, state.targets)
     state.targets = compose(state.targets, state.sources)
     state.sources = composed
@@ -82,17 +87,32 @@ def make_units(state: State) -> None:
 
 def _specs(names: dict[str, str], tree: ParamTree, exact: set[str]) -> dict[str, TensorSpec]:
     """Specs by canonical name, without derived buffers that only one side has."""
-    travels = "num_batches_tracked"  # part of its module, unlike other derived buffers
-    return {
-        n: tree[k]
-        for n, k in names.items()
-        if n in exact or not is_derived(n) or n.endswith(travels)
-    }
+    return {n: tree[k] for n, k in names.items() if n in exact or not _aside(n)}
+
+
+def _aside(name: str) -> bool:
+    """Derived buffers and training state; a batch counter travels with its module."""
+    derived = is_derived(name) and not name.endswith("num_batches_tracked")
+    return derived or is_training_state(name)
 
 
 def match(state: State) -> None:
     """Pair the units."""
     state.matching = match_units(state.sources, state.targets, state.source.ordered)
+    state.whole_sources = _tensors(state.sources)
+    state.whole_targets = _tensors(state.targets)
+
+
+def _tensors(units: list[Unit]) -> list[list[tuple[str, ...]]]:
+    return [
+        [leaf.keys for role, leaf in u.leaves.items() if role not in OPTIONAL_ROLES] for u in units
+    ]
+
+
+def rest(state: State) -> None:
+    """Second chances, unless it is another model anyway."""
+    if not state.refusal:
+        second_chances(state)
 
 
 def orient(state: State) -> None:
@@ -116,6 +136,8 @@ PASSES = (
     to_one_space,
     make_units,
     match,
+    checks.variant,
+    rest,
     orient,
     finish.write_matches,
     finish.leftovers,
@@ -124,7 +146,8 @@ PASSES = (
     checks.duplicates,
     checks.rivals,
     checks.families,
-    checks.variant,
+    checks.partly_used,
+    checks.refused,
     finish.fill_ties,
     finish.account,
     finish.apply_decisions,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ckptdoctor.align.names import Token, name_of
-from ckptdoctor.align.roles import kind_of, slots_of, values_of
+from ckptdoctor.align.roles import kind_of, slots_of, trio_values, values_of
 from ckptdoctor.align.units import OPTIONAL_ROLES, Unit, canonical_shape
 
 # One scale for all evidence; a pair is safe when the best alternative loses by MARGIN.
@@ -46,6 +46,8 @@ def prepare(units: Sequence[Unit], ordered: bool) -> Side:
         side.kinds[unit.index] = kind_of(unit)
         side.values[unit.index] = values_of(unit)
         side.bags[unit.index] = _bag(unit)
+    for index, part in trio_values(units).items():
+        side.values[index]["ffn"] = part
     _number_ranks(side)
     _families(side)
     _structure(side)
@@ -203,7 +205,7 @@ def _turned(u: Unit, v: Unit) -> bool | None:
         if mine is None:
             continue
         x, y = [d for d in mine.shape if d != 1], [d for d in leaf.shape if d != 1]
-        if x != y and len(x) == 2:
+        if x != y and len(x) == len(y) == 2:
             if len(mine.shape) != 2 or len(leaf.shape) != 2:
                 return None
             turned = True

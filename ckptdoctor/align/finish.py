@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align.model import Alignment, Choice, Match, Question, Unused, Verdict
-from ckptdoctor.align.names import is_derived
+from ckptdoctor.align.names import is_derived, is_training_state
 from ckptdoctor.align.orient import Chain, Pair, make_pairs, options
 from ckptdoctor.align.prefix import strips_of
-from ckptdoctor.align.units import Leaf, Unit, canonical_shape, split_key
+from ckptdoctor.align.units import Leaf, Unit
 from ckptdoctor.trees import ParamTree
+from ckptdoctor.wrappers import strip_key
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
 
 
-def followers(target: ParamTree, source: ParamTree) -> dict[str, str]:
-    """Tied model keys that follow another one, unless the checkpoint has tensors enough for all.
+def followers(target: ParamTree, names: Collection[str]) -> dict[str, str]:
+    """Tied model keys that follow another one: those that the checkpoint has not under their own name.
 
-    The key that the checkpoint has leads, else the first.
+    The one whose name the checkpoint has leads, else the first.
     """
-    supply = Counter((canonical_shape(s.shape), _role(k)) for k, s in source.specs.items())
-    demand = Counter((canonical_shape(s.shape), _role(k)) for k, s in target.specs.items())
     found = {}
     for group in target.ties:
-        kinds = {(canonical_shape(target[k].shape), _role(k)) for k in group}
-        if all(supply[kind] >= demand[kind] for kind in kinds):
-            continue
-        leader = next((k for k in group if k in source), group[0])
-        found.update({k: leader for k in group if k != leader})
+        leader = next((k for k in group if strip_key(k) in names), group[0])
+        found.update({k: leader for k in group if k != leader and strip_key(k) not in names})
     return found
-
-
-def _role(key: str) -> str:
-    return split_key(key, ())[1]
 
 
 def write_matches(state: State) -> None:
@@ -107,6 +98,18 @@ def leftovers(state: State) -> None:
         mine = state.source_names.get(name)
         if mine is not None and state.source[mine].shape == state.target[key].shape and not _used(state, mine):
             state.matches[key] = Match(key, "safe", (mine,), (), ("same name",))
+        elif is_derived(name):
+            _derived_elsewhere(state, name, key)
+
+
+def _derived_elsewhere(state: State, name: str, key: str) -> None:
+    """A derived buffer that the checkpoint keeps elsewhere (one a layer, say): any copy will do."""
+    leaf, shape = name.rpartition(".")[2], state.target[key].shape
+    for other, mine in state.source_names.items():
+        if other.rpartition(".")[2] == leaf and state.source[mine].shape == shape and shape:
+            reason = ("derived buffer: every copy holds the same values",)
+            state.matches[key] = Match(key, "safe", (mine,), (), reason)
+            return
 
 
 def _used(state: State, key: str) -> bool:
@@ -143,6 +146,8 @@ def account(state: State) -> None:
             continue
         if key in asked:
             state.unused[key] = Unused(key, "a question is open about it", False)
+        elif is_training_state(key):
+            state.unused[key] = Unused(key, "training state, not a weight", True)
         elif is_derived(key):
             state.unused[key] = Unused(key, "a buffer that models compute themselves", True)
         else:

@@ -95,6 +95,11 @@ def is_derived(key: str) -> bool:
     return any(segments[-len(d) :] == d for d in _derived())
 
 
+def is_training_state(key: str) -> bool:
+    """Whether the key's last segment names optimizer or averaging state."""
+    return key.replace("/", ".").rpartition(".")[2].partition(":")[0] in table()["training"]["ends"]
+
+
 @dataclass(frozen=True, slots=True)
 class Name:
     """A module's path as evidence.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from ckptdoctor.align.names import Token, concepts_of, exclusive_values, table
@@ -38,6 +38,8 @@ def kind_of(unit: Unit) -> str:
 def values_of(unit: Unit) -> dict[str, Token]:
     """Exclusive values by group, with what only the context tells (`attn.proj` is the output)."""
     found = exclusive_values(unit.name)
+    if unit.role:
+        found["leaf"] = unit.role
     tokens = {t for seg in unit.name.concepts for t in seg}
     last = set(last_words(unit))
     if kind_of(unit) == "norm":
@@ -50,9 +52,6 @@ def values_of(unit: Unit) -> dict[str, Token]:
         del found["part"]
     if "part" not in found and tokens & _ATTENTION and last & _OUT_WORDS:
         found["part"] = "o"
-    if found.get("part") not in last and found.get("part") not in (None, "o"):
-        # `qkv.0`-like containers name their parts; anything deeper is something else
-        pass
     return found
 
 
@@ -119,3 +118,33 @@ def _block_slots(members: Sequence[Unit]) -> dict[int, str]:
 
 def _ends_in_number(unit: Unit) -> bool:
     return bool(unit.name.flat) and isinstance(unit.name.flat[-1], int)
+
+
+def trio_parts(members: Mapping[str, Unit]) -> dict[str, str]:
+    """`gate`, `down`, `up` -> name, for three matrices called w1, w2, w3 of which the shapes tell w2.
+
+    With the second as the odd one the first gates the third; with the third as the odd one it gates
+    the second.
+    """
+    first, second, third = table()["trio"]["names"]
+    if set(members) != {first, second, third}:
+        return {}
+    shape = {name: members[name].leaves["weight"].shape for name in members if "weight" in members[name].leaves}
+    if len(shape) < 3 or shape[first] == shape[first][::-1]:
+        return {}
+    if shape[first] == shape[third] == shape[second][::-1]:
+        return {"gate": first, "down": second, "up": third}
+    if shape[first] == shape[second] == shape[third][::-1]:
+        return {"gate": first, "up": second, "down": third}
+    return {}
+
+
+def trio_values(units: Sequence[Unit]) -> dict[int, str]:
+    """Unit index -> `gate`, `up` or `down` for all numbered trios."""
+    parents: dict[str, dict[str, Unit]] = defaultdict(dict)
+    for unit in units:
+        path, _, name = unit.path.rpartition(".")
+        parents[path][name] = unit
+    return {
+        members[name].index: part for members in parents.values() for part, name in trio_parts(members).items()
+    }

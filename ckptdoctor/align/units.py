@@ -48,6 +48,7 @@ class Unit:
     cls: str = ""
     parts: tuple[Unit, ...] = ()
 
+    role: str = ""  # what a single tensor is of its module, when it stands alone
     key: frozenset[tuple[str, Shape]] = frozenset()
     exact: frozenset[tuple[str, Shape]] = frozenset()
 
@@ -96,7 +97,7 @@ CHANNELS_LAST = {3: (2, 1, 0), 4: (3, 2, 0, 1), 5: (4, 3, 0, 1, 2)}
 def leaf_of(key: str, shape: Shape) -> Leaf:
     """The tensor as torch would store it: a convolution called `kernel` is kept channels-last."""
     order = CHANNELS_LAST.get(len(shape))
-    if order is None or not re.search(r"(^|[./])kernel$", key):
+    if order is None or not re.search(r"(^|[./])kernel(:0)?$", key):
         return Leaf((key,), shape)
     return Leaf((key,), tuple(shape[i] for i in order), (f"permute({','.join(map(str, order))})",))
 
@@ -109,7 +110,7 @@ def dotted(keys: Iterable[str]) -> bool:
 def build_units(specs: Mapping[str, TensorSpec], modules: Mapping[str, str] | None = None) -> list[Unit]:
     """Group keys into units, in order."""
     slashes = not dotted(specs)
-    readable = {k: (k.replace("/", ".") if slashes else k) for k in specs}
+    readable = {k: (k.replace("/", ".").removesuffix(":0") if slashes else k) for k in specs}
     siblings: dict[str, set[str]] = defaultdict(set)
     for text in readable.values():
         path, _, leaf = text.rpartition(".")
