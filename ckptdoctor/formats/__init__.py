@@ -1,0 +1,58 @@
+"""Reading checkpoints: `open_checkpoint` finds out what a file is and reads its headers, nothing more.
+
+Nothing in a file is executed or imported, no tensor bytes are read, torch is not needed.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
+from ckptdoctor.formats.sniff import sniff
+from ckptdoctor.formats.source import FileSource
+
+__all__ = ["Archive", "Recipe", "StateDict", "StorageRef", "open_checkpoint"]
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Archive:
+    """Read a checkpoint's headers: a file, a shard index, or a folder that holds one of them.
+
+    Raises UnknownFormatError when it is something else (named), CorruptCheckpointError when it is
+    damaged (what and where), ReadError when it cannot be opened. The message says what to do.
+    """
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        from ckptdoctor.formats.folders import checkpoint_in
+
+        return open_checkpoint(checkpoint_in(name))
+    with FileSource(name) as source:
+        archive = _open(source)
+        source.unchanged()
+    return archive
+
+
+def _open(source: FileSource) -> Archive:
+    kind = sniff(source)
+    if kind == "zip":
+        from ckptdoctor.formats.torch_zip import open_zip
+
+        return open_zip(source)
+    if kind == "legacy":
+        from ckptdoctor.formats.torch_legacy import open_legacy
+
+        return open_legacy(source)
+    if kind == "safetensors":
+        from ckptdoctor.formats.safetensors import open_safetensors
+
+        return open_safetensors(source)
+    if kind == "tar":
+        from ckptdoctor.formats.torch_tar import open_tar
+
+        return open_tar(source)
+    if kind == "json":
+        from ckptdoctor.formats.sharded import open_index
+
+        return open_index(source)
+    from ckptdoctor.formats.plain_pickle import open_pickle
+
+    return open_pickle(source)

@@ -1,0 +1,191 @@
+"""From an unpickled object and a table of storages to an `Archive`. Common to all pickled formats."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ckptdoctor.diagnostics import Diagnostic
+from ckptdoctor.formats import findings
+from ckptdoctor.formats.base import Archive, Format, Recipe, StateDict, StorageRef
+from ckptdoctor.formats.globals import is_dangerous, is_harmless
+from ckptdoctor.formats.harvest import Slots, harvest
+from ckptdoctor.formats.inert import OrderedMapping, TensorRecord
+from ckptdoctor.formats.summaries import words
+from ckptdoctor.formats.unpickle import Names
+from ckptdoctor.formats.views import Views, element_size
+from ckptdoctor.formats.walk import Place, Walk, is_extra
+from ckptdoctor.formats.words import show
+from ckptdoctor.trees import ParamTree, TensorSpec
+
+BLOAT_FACTOR, BLOAT_BYTES = 2, 64 * 1024
+MOST_STATE_DICTS = 10_000
+
+
+def assemble(
+    root: Any,
+    names: Names,
+    storages: Mapping[str, StorageRef],
+    *,
+    path: str,
+    format: Format,
+    description: str,
+    size: int,
+    hints: Mapping[str, str],
+    slots: Slots | None = None,
+) -> Archive:
+    """Find and check everything in `root`; raises CorruptCheckpointError naming the key that is wrong."""
+    walk = Walk(root)
+    views = Views(path, {key: ref.nbytes for key, ref in storages.items()})
+    state_dicts = tuple(_state_dict(place, views, slots) for place in walk.found[:MOST_STATE_DICTS])
+    tensors = walk.tensors + isinstance(root, TensorRecord)
+    rest = walk.rest() if not isinstance(root, TensorRecord) else {"(the file)": words(root)}
+    unknown = tuple(sorted(f"{m}.{n}" for m, n in names.made if not is_harmless(m, n)))
+    archive = Archive(
+        path=path,
+        format=format,
+        description=description,
+        size=size,
+        state_dicts=state_dicts,
+        storages=storages,
+        rest=rest,
+        tensors=tensors,
+        globals=names.listed(),
+        unknown_globals=unknown,
+        hints={**hints, **envelope_hints(root)},
+        files=(path,),
+    )
+    modules = {p.path: p.node.what for p in walk.found if p.kind == "module"}
+    if format == "torchscript":
+        modules = {}
+    return replace(archive, diagnostics=diagnostics(archive, names, modules))
+
+
+def _state_dict(place: Place, views: Views, slots: Slots | None) -> StateDict:
+    specs: dict[str, TensorSpec] = {}
+    recipes: dict[str, Recipe] = {}
+    if place.kind == "module":
+        for entry in harvest(place.node, views.path, slots):
+            _add(
+                specs,
+                recipes,
+                views,
+                entry.key,
+                entry.record,
+                views.spec(entry.record, entry.key, entry.kind),
+            )
+        return StateDict(place.path, ParamTree(specs), _note(place), recipes)
+    node = place.node
+    entries = node.items() if isinstance(node, dict) else enumerate(node)
+    extra: dict[str, str] = {}
+    for key, value in entries:
+        name = key if isinstance(key, str) else str(key)
+        if isinstance(value, TensorRecord):
+            _add(specs, recipes, views, name, value, views.spec(value, name))
+        elif isinstance(key, str) and is_extra(key):
+            extra[name] = words(value)
+    return StateDict(
+        place.path, ParamTree(specs, versions=_versions(node), extra=extra), _note(place), recipes
+    )
+
+
+def _add(
+    specs: dict[str, TensorSpec],
+    recipes: dict[str, Recipe],
+    views: Views,
+    key: str,
+    record: TensorRecord,
+    spec: TensorSpec,
+) -> None:
+    specs[key] = spec
+    recipe = views.recipe(record, key) if record.layout != "strided" else None
+    if recipe is not None:
+        recipes[key] = recipe
+
+
+def _note(place: Place) -> str:
+    notes = []
+    if place.kind == "module":
+        notes.append(f"harvested from a pickled {show(place.node.what, 80)}")
+    if place.kind == "list":
+        notes.append("a list of tensors, keyed by position")
+    elif place.kind == "mapping" and not all(isinstance(k, str) for k in place.node):
+        notes.append("some keys are no strings")
+    if place.aliases:
+        notes.append("also at " + ", ".join(show(a, 80) for a in place.aliases))
+    return "; ".join(notes)
+
+
+def _versions(node: Any) -> dict[str, int]:
+    """``_metadata`` of a state dict: module path -> the version of its class's format."""
+    metadata = node.attribute("_metadata") if isinstance(node, OrderedMapping) else None
+    if not isinstance(metadata, dict):
+        return {}
+    return {
+        path: entry["version"]
+        for path, entry in metadata.items()
+        if isinstance(path, str) and isinstance(entry, dict) and type(entry.get("version")) is int
+    }
+
+
+def envelope_hints(root: Any) -> dict[str, str]:
+    """What common training frameworks write beside the state dict."""
+    if not isinstance(root, dict):
+        return {}
+    hints = {}
+    for key, hint in (("pytorch-lightning_version", "lightning"), ("torch_version", "torch")):
+        value = root.get(key)
+        if isinstance(value, str):
+            hints[hint] = show(value, 40)
+    return hints
+
+
+def diagnostics(archive: Archive, names: Names, modules: Mapping[str, str]) -> tuple[Diagnostic, ...]:
+    """Everything unusual that the headers show."""
+    found = []
+    dangerous = sorted(f"{m}.{n}" for m, n in names.made if is_dangerous(m, n))
+    if dangerous:
+        found.append(findings.dangerous_globals(archive.path, dangerous))
+    unknown = [n for n in archive.unknown_globals if n not in set(dangerous)]
+    if unknown:
+        found.append(findings.unknown_globals(archive.path, unknown))
+    if modules:
+        found.append(findings.pickled_module(archive.path, modules))
+    return (*found, *storage_findings(archive))
+
+
+def storage_findings(archive: Archive) -> list[Diagnostic]:
+    """CKD403 and CKD404, which every format can have."""
+    found = []
+    devices = Counter(ref.device for ref in archive.storages.values())
+    del devices["cpu"]
+    if devices:
+        found.append(findings.foreign_devices(archive.path, dict(devices.most_common())))
+    stored, used, keys = bloat(archive)
+    if stored - used > BLOAT_BYTES and stored > BLOAT_FACTOR * used:
+        found.append(findings.storage_bloat(archive.path, stored, used, keys))
+    return found
+
+
+def bloat(archive: Archive) -> tuple[int, int, list[str]]:
+    """Bytes of the storages that the state dicts refer to, bytes shown by their tensors, and the keys in question."""
+    shown: dict[str, dict[tuple[int, tuple[int, ...]], int]] = {}
+    keys: dict[str, list[str]] = {}
+    for state_dict in archive.state_dicts:
+        for key, spec in state_dict.tree.specs.items():
+            if spec.storage:
+                shown.setdefault(spec.storage, {})[spec.offset, spec.shape] = spec.numel * element_size(
+                    spec.dtype
+                )
+                keys.setdefault(spec.storage, []).append(key)
+    stored = used = 0
+    loose: list[str] = []
+    for storage, parts in shown.items():
+        there = archive.storages[storage].nbytes
+        seen = min(there, sum(parts.values()))
+        stored, used = stored + there, used + seen
+        if there - seen > BLOAT_BYTES:
+            loose += keys[storage]
+    return stored, used, loose

@@ -1,0 +1,191 @@
+"""Pickles read with the C unpickler, every name in them an inert stand-in."""
+
+from __future__ import annotations
+
+import copyreg
+import gc
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ckptdoctor.errors import ReadError
+from ckptdoctor.formats.inert import Inert, StorageRecord, StorageType, stand_in
+from ckptdoctor.formats.rebuild import STORAGE_DTYPES, resolve
+from ckptdoctor.formats.source import Window, corrupt
+from ckptdoctor.formats.words import show
+from ckptdoctor.trees import DTYPE_SIZES
+
+MOST_GLOBALS = 20_000
+ADVICE = "download or copy the file again; if that does not help, save it again where it was made"
+
+# A protocol-0 pickle writes a persistent id as its repr; torch.load cannot read that, we can.
+_TEXT_ID = re.compile(
+    r"\('storage', <class 'torch[\w.]*\.(\w+)'>, '([^'\\]*)', '([^'\\]*)', (\d+)(?:, (None|\('[^'\\]*', \d+, \d+\)))?\)"
+)
+
+
+class Names:
+    """Every global that the pickles of one file name, and what it became."""
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[str, str], Any] = {}
+
+    def get(self, module: str, name: str) -> Any:
+        found = self.made.get((module, name))
+        if found is None:
+            if len(self.made) >= MOST_GLOBALS:
+                raise pickle.UnpicklingError(f"it names more than {MOST_GLOBALS} classes")
+            found = resolve(module, name)
+            if found is None:
+                found = stand_in(module, name)
+            self.made[module, name] = found
+        return found
+
+    def listed(self) -> tuple[str, ...]:
+        """``module.name`` of all, sorted."""
+        return tuple(sorted(f"{m}.{n}" for m, n in self.made))
+
+
+class Storages:
+    """The storages that persistent ids name, in order of appearance."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[str, StorageRecord] = {}
+        self.views: dict[str, StorageRecord] = {}
+
+    def get(self, kind: Any, key: Any, device: Any, numel: Any, view: Any = None) -> StorageRecord:
+        """The record of one persistent id; raises UnpicklingError where it is malformed."""
+        record = self.by_key.get(key) if type(key) is str else None
+        if record is not None and view is None:
+            if numel != record.numel:
+                self._other_size(record, kind, numel)
+            return record
+        key, device = _text(key), _text(device)
+        _check_storage(key, kind, numel)
+        if record is None:
+            record = self.by_key.setdefault(key, StorageRecord(key, kind.dtype, device, numel))
+        return record if view is None else self._view(record, view)
+
+    def _other_size(self, record: StorageRecord, kind: Any, numel: Any) -> None:
+        """The same storage named again as another type; torch keeps the first type, the size must hold both."""
+        _check_storage(record.key, kind, numel)
+        record.nbytes = max(record.nbytes, numel * DTYPE_SIZES[kind.dtype or "uint8"])
+
+    def _view(self, root: StorageRecord, view: Any) -> StorageRecord:
+        if not (isinstance(view, tuple) and len(view) == 3):
+            raise pickle.UnpicklingError(f"malformed view of storage {root.key!r}")
+        key, offset, numel = _text(view[0]), view[1], view[2]
+        if type(offset) is not int or type(numel) is not int or offset < 0 or numel < 0:
+            raise pickle.UnpicklingError(f"malformed view of storage {root.key!r}")
+        if offset + numel > root.numel:
+            raise pickle.UnpicklingError(f"view {key!r} ends outside storage {root.key!r}")
+        made = self.views.get(key)
+        if made is None:
+            made = self.views[key] = StorageRecord(key, root.dtype, root.device, numel)
+            made.root, made.root_offset = root, offset
+        return made
+
+
+def _check_storage(key: str, kind: Any, numel: Any) -> None:
+    if not isinstance(kind, StorageType):
+        named = isinstance(kind, type) and issubclass(kind, Inert)
+        name = f"{kind.module}.{kind.name}" if named else "?"
+        raise pickle.UnpicklingError(f"storage {key!r} is of the unknown type {name!r}")
+    if type(numel) is not int or not 0 <= numel < 2**60:
+        raise pickle.UnpicklingError(f"storage {key!r} has a size that cannot be")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("latin1")
+    if isinstance(value, int) and not isinstance(value, bool):  # very old files: the address itself
+        return str(value)
+    if not isinstance(value, str):
+        raise pickle.UnpicklingError("malformed storage id")
+    return value
+
+
+class SafeUnpickler(pickle.Unpickler):
+    """`find_class` gives stand-ins, `persistent_load` gives storage records; nothing else is reachable."""
+
+    def __init__(self, window: Window, names: Names, storages: Storages, encoding: str) -> None:
+        super().__init__(window, fix_imports=False, encoding=encoding)
+        self.names = names
+        self.storages = storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Never the object itself."""
+        return self.names.get(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        """``("storage", type, key, location, numel[, view])`` or ``("module", class, file, source)``."""
+        if type(pid) is tuple and len(pid) in (5, 6) and _text(pid[0]) == "storage":
+            return self.storages.get(*pid[1:])
+        if isinstance(pid, tuple) and len(pid) == 4 and _text(pid[0]) == "module":
+            return pid[1]
+        if isinstance(pid, str) and (found := _TEXT_ID.fullmatch(pid)):
+            return self._text_id(*found.groups())
+        raise pickle.UnpicklingError("it refers to something outside the file that is no storage")
+
+    def _text_id(self, kind: str, key: str, device: str, numel: str, view: str | None) -> StorageRecord:
+        if kind not in STORAGE_DTYPES or (view and view != "None"):
+            raise pickle.UnpicklingError(f"unknown storage type {kind!r}")
+        return self.storages.get(StorageType(kind, STORAGE_DTYPES[kind]), key, device, int(numel))
+
+
+@contextmanager
+def quiet_gc() -> Iterator[None]:
+    """No garbage collection inside (parsing makes many objects and no garbage); restored after."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@contextmanager
+def _no_extension_registry() -> Iterator[None]:
+    """EXT opcodes look into a cache of real objects that other code in the process may have filled."""
+    cache: dict[int, Any] = copyreg._extension_cache  # type: ignore[attr-defined]
+    if cache:
+        copyreg.clear_extension_cache()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if cache:
+            copyreg.clear_extension_cache()  # type: ignore[attr-defined]
+
+
+def unpickle(window: Window, names: Names, storages: Storages, *, path: str, what: str) -> Any:
+    """The object of the pickle at `window`, which is moved behind it.
+
+    Raises CorruptCheckpointError for anything that is no well-formed pickle.
+    """
+    start = window.position
+    for encoding in ("utf-8", "latin1"):  # as torch.load; latin1 for what Python 2 wrote
+        window.position = start
+        try:
+            with quiet_gc(), _no_extension_registry():
+                return SafeUnpickler(window, names, storages, encoding).load()
+        except ReadError:
+            raise
+        except UnicodeDecodeError as error:
+            if encoding == "latin1":
+                raise corrupt(path, f"{what} holds text that is not UTF-8 ({error.reason})", ADVICE) from None
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except MemoryError:
+            raise corrupt(path, f"{what} asks for more memory than there is", ADVICE) from None
+        except EOFError:
+            raise corrupt(path, f"{what} ends in the middle", ADVICE) from None
+        except Exception as error:
+            raise corrupt(path, f"{what} is no well-formed pickle ({_reason(error)})", ADVICE) from None
+    raise AssertionError
+
+
+def _reason(error: Exception) -> str:
+    return show(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, 160)

@@ -1,0 +1,158 @@
+"""Tensor records become specs here, once their view is proved to lie inside its storage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from ckptdoctor.errors import CorruptCheckpointError
+from ckptdoctor.formats.base import Recipe
+from ckptdoctor.formats.inert import DtypeName, StorageRecord, TensorRecord
+from ckptdoctor.formats.source import corrupt
+from ckptdoctor.formats.words import show
+from ckptdoctor.trees import DTYPE_SIZES, Kind, TensorSpec
+
+LARGEST = 2**62  # elements or bytes; torch counts in int64
+MOST_DIMENSIONS = 256
+ADVICE = "the file is damaged or was made to mislead; get it again from its source"
+SUB_BYTE = {"bits16": 2}  # dtypes without a name in DTYPE_SIZES take one byte, as stored
+
+
+def element_size(dtype: str) -> int:
+    """Bytes per element as stored."""
+    return DTYPE_SIZES.get(dtype) or SUB_BYTE.get(dtype, 1)
+
+
+class Geometry:
+    """What a (shape, strides) pair comes to; strides are None when contiguous."""
+
+    __slots__ = ("extent", "shape", "strides")
+
+    def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:
+        self.shape = shape
+        numel = prod(shape)
+        if strides is None or _contiguous(shape, strides, numel):
+            self.strides, self.extent = None, numel
+        else:
+            self.strides = strides
+            self.extent = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+
+
+def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...], numel: int) -> bool:
+    """As torch: dimensions of size 1 and empty tensors do not matter."""
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1:
+            if stride != expected:
+                return numel == 0
+            expected *= size
+    return True
+
+
+class Views:
+    """Makes specs of the records of one file; raises CorruptCheckpointError naming the key."""
+
+    def __init__(self, path: str, nbytes: Mapping[str, int]) -> None:
+        self.path = path
+        self.nbytes = nbytes  # storage id -> bytes that are really in the file
+        self._geometry: dict[tuple[Any, Any], Geometry] = {}
+
+    def _bad(self, key: str, what: str) -> CorruptCheckpointError:
+        return corrupt(self.path, f"tensor {show(key)!r} {what}", ADVICE)
+
+    def spec(self, record: TensorRecord, key: str, kind: Kind = "") -> TensorSpec:
+        """The spec of a plain view, or the outside of a composite tensor (see `recipe`)."""
+        storage = record.storage
+        if type(storage) is not StorageRecord:
+            return self._without_storage(record, key, kind)
+        dtype = self._dtype(record, key)
+        geometry = self.geometry(record.size, record.stride, key)
+        offset = record.offset
+        if type(offset) is not int or offset < 0:
+            raise self._bad(key, "begins before its storage")
+        root = storage
+        if storage.root is not None:
+            root = storage.root
+            if (offset + geometry.extent) * element_size(dtype) > storage.nbytes:
+                raise self._outside(key, offset + geometry.extent, dtype, storage.nbytes)
+            offset += storage.root_offset
+        there = self.nbytes[root.key]
+        if (offset + geometry.extent) * element_size(dtype) > there and geometry.extent:
+            raise self._outside(key, offset + geometry.extent, dtype, there)
+        return TensorSpec(
+            geometry.shape,
+            dtype,
+            "param" if record.param else kind,
+            root.device,
+            geometry.strides,
+            root.key,
+            offset,
+            there,
+            record.layout,
+        )
+
+    def _outside(self, key: str, end: int, dtype: str, there: int) -> CorruptCheckpointError:
+        needs = end * element_size(dtype)
+        return self._bad(key, f"needs {needs} bytes of its storage, which has {there}")
+
+    def _dtype(self, record: TensorRecord, key: str) -> str:
+        if record.dtype is None and isinstance(record.storage, StorageRecord):
+            return record.storage.dtype
+        if type(record.dtype) is DtypeName:
+            return record.dtype.name
+        raise self._bad(key, "has an unknown dtype")
+
+    def geometry(self, size: Any, stride: Any, key: str) -> Geometry:
+        """Sizes and strides, checked: non-negative ints, equally many, no overflow."""
+        try:
+            found = self._geometry.get((size, stride))
+        except TypeError:  # lists, or something that is no size at all
+            return self._new_geometry(size, stride, key)
+        if found is None:
+            found = self._geometry[size, stride] = self._new_geometry(size, stride, key)
+        return found
+
+    def _new_geometry(self, size: Any, stride: Any, key: str) -> Geometry:
+        shape = self._ints(size, key, "sizes")
+        strides = None if stride is None else self._ints(stride, key, "strides")
+        if strides is not None and len(strides) != len(shape):
+            raise self._bad(key, f"has {len(shape)} sizes and {len(strides)} strides")
+        if prod(n or 1 for n in shape) > LARGEST or max(strides or (0,)) > LARGEST:
+            raise self._bad(key, "has sizes whose product overflows")
+        return Geometry(shape, strides)
+
+    def _ints(self, values: Any, key: str, what: str) -> tuple[int, ...]:
+        if not isinstance(values, tuple | list) or len(values) > MOST_DIMENSIONS:
+            raise self._bad(key, f"has no readable {what}")
+        if not all(type(v) is int for v in values):
+            raise self._bad(key, f"has {what} that are no whole numbers")
+        if any(v < 0 for v in values):
+            raise self._bad(key, f"has negative {what} {tuple(values)}")
+        return tuple(values)
+
+    def _without_storage(self, record: TensorRecord, key: str, kind: Kind) -> TensorSpec:
+        """Sparse, nested, meta and wrapped tensors: shape and dtype, no bytes of their own."""
+        if record.storage is not None:
+            raise self._bad(key, "has no storage")
+        parts = {role: self._part(part, key, role) for role, part in (record.parts or {}).items()}
+        inner = parts.get("values") or parts.get("buffer")
+        if record.layout == "nested" and inner is not None:
+            shape: tuple[int, ...] = inner.shape
+        else:
+            shape = self.geometry(record.size, record.stride, key).shape
+        dtype = inner.dtype if inner is not None and record.dtype is None else self._dtype(record, key)
+        device = inner.device if inner is not None else "meta" if record.layout == "meta" else "cpu"
+        return TensorSpec(shape, dtype, "param" if record.param else kind, device, layout=record.layout)
+
+    def _part(self, part: Any, key: str, role: str) -> TensorSpec:
+        if not isinstance(part, TensorRecord) or part.parts:
+            raise self._bad(key, f"has no readable {role}")
+        return self.spec(part, f"{key}:{role}")
+
+    def recipe(self, record: TensorRecord, key: str) -> Recipe | None:
+        """How a composite tensor is put together; None for a plain view."""
+        if record.layout == "strided":
+            return None
+        parts = {role: self._part(part, key, role) for role, part in (record.parts or {}).items()}
+        return Recipe(record.layout, parts, dict(record.values or {}))

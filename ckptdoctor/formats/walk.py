@@ -1,0 +1,227 @@
+"""Finding every state dict in an unpickled file, however deep, and naming all the rest.
+
+Containers are visited once, without recursion, in the order of the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ckptdoctor.formats.harvest import is_module
+from ckptdoctor.formats.inert import Inert, TensorRecord
+from ckptdoctor.formats.summaries import is_optimizer, optimizer_words, words
+
+MOST_REST = 200  # entries of one container that are listed one by one
+MOST_ALIASES = 8
+_PLAIN = re.compile(r"[\w\-]+", re.ASCII)
+
+Children = list[tuple[str, Any]]
+
+
+class Place:
+    """One container of the file: where it is, what it is, what is below."""
+
+    __slots__ = ("aliases", "envelope", "kind", "node", "parent", "path")
+
+    def __init__(self, node: Any, path: str, parent: Place | None) -> None:
+        self.node = node
+        self.path = path
+        self.parent = parent
+        self.kind = ""  # "mapping", "list" or "module": a state dict; "optimizer"
+        self.envelope = False  # a state dict is somewhere below
+        self.aliases: list[str] = []
+
+    def mark_envelopes(self) -> None:
+        """Tell all containers around this one."""
+        around = self.parent
+        while around is not None and not around.envelope:
+            around.envelope = True
+            around = around.parent
+
+
+def join(path: str, name: object) -> str:
+    """``join("a", "b") == "a.b"``; a name with other characters is quoted: ``a['x.y']``."""
+    if isinstance(name, str) and _PLAIN.fullmatch(name):
+        return f"{path}.{name}" if path else name
+    if isinstance(name, int):
+        return f"{path}[{name}]"
+    text = str(name) if isinstance(name, str | float | bool) else type(name).__name__
+    return f"{path}[{text!r}]"
+
+
+def is_container(value: Any) -> bool:
+    """Something that may hold tensors."""
+    return isinstance(value, dict | list | tuple | set | frozenset | Inert)
+
+
+def children(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Everything directly inside a container, with its path."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield join(path, key), value
+    elif isinstance(node, Inert):
+        yield from _inside(node, path)
+    else:
+        for i, value in enumerate(node):
+            yield f"{path}[{i}]", value
+
+
+def _inside(node: Inert, path: str) -> Iterator[tuple[str, Any]]:
+    attributes = node.attributes()
+    for key, value in attributes.items():
+        yield join(path, key), value
+    for key, value in node.pairs:
+        yield join(path, key), value
+    for i, value in enumerate(node.items):
+        yield f"{path}[{i}]", value
+    for i, value in enumerate(node.args):
+        yield f"{path}({i})", value
+    if not attributes and is_container(node.state):
+        yield f"{path}.state", node.state
+
+
+class Walk:
+    """The walk over one file. ``found`` are the places of its state dicts, in order."""
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+        self.places: dict[int, Place] = {}
+        self.found: list[Place] = []
+        self._maybe: list[Place] = []
+        self._inner: list[Any] = []  # optimizers and modules: only their tensors are counted
+        self._counted: set[int] = set()
+        self.tensors = 0
+        self._visit()
+        if not self.found:
+            for place in self._maybe:
+                self._accept(place, "mapping")
+
+    def _visit(self) -> None:
+        stack: list[tuple[Any, str, Place | None]] = [(self.root, "", None)]
+        while stack:
+            node, path, parent = stack.pop()
+            seen = self.places.get(id(node))
+            if seen is not None:
+                if len(seen.aliases) < MOST_ALIASES:
+                    seen.aliases.append(path)
+                if seen.envelope or seen.kind:
+                    self._envelope(parent)
+                continue
+            place = self.places[id(node)] = Place(node, path, parent)
+            if self._classify(place):
+                inside = [(v, p, place) for p, v in children(node, path) if is_container(v)]
+                stack.extend(reversed(inside))
+        self._count()
+
+    def _envelope(self, place: Place | None) -> None:
+        if place is not None and not place.envelope:
+            place.envelope = True
+            place.mark_envelopes()
+
+    def _classify(self, place: Place) -> bool:
+        """Give the place its kind; True if its children are to be visited too."""
+        node = place.node
+        self._inner.append(node)
+        attributes = node if isinstance(node, dict) else node.attributes() if isinstance(node, Inert) else {}
+        if is_optimizer(attributes):
+            place.kind = "optimizer"
+            return False
+        if is_module(node):
+            self._accept(place, "module")
+            return False
+        if isinstance(node, dict):
+            self._judge(place)
+        elif isinstance(node, list | tuple) and node and all(isinstance(v, TensorRecord) for v in node):
+            if not _random_states(node):
+                self._accept(place, "list")
+        return True
+
+    def _accept(self, place: Place, kind: str) -> None:
+        place.kind = kind
+        self.found.append(place)
+        place.mark_envelopes()
+
+    def _judge(self, place: Place) -> None:
+        """A mapping is a state dict if at least half of its entries are tensors."""
+        tensors = others = 0
+        for key, value in place.node.items():
+            if isinstance(value, TensorRecord) and isinstance(key, str | int):
+                tensors += 1
+            elif not (isinstance(key, str) and is_extra(key)):
+                others += 1
+        if tensors and tensors >= others:
+            self._accept(place, "mapping")
+        elif tensors:
+            self._maybe.append(place)
+
+    def _count(self) -> None:
+        """Count the tensors of every container once, those inside optimizers and modules too."""
+        stack = self._inner
+        while stack:
+            node = stack.pop()
+            if id(node) in self._counted:
+                continue
+            self._counted.add(id(node))
+            if isinstance(node, dict):
+                stack.extend(k for k in node if is_container(k))
+            for value in _values(node):
+                if isinstance(value, TensorRecord):
+                    self.tensors += 1
+                elif is_container(value):
+                    stack.append(value)
+
+    def rest(self) -> dict[str, str]:
+        """Path -> words for all that is in no state dict, at the level of the envelopes."""
+        rest: dict[str, str] = {}
+        for place in self.places.values():
+            if place.kind == "optimizer":
+                if not place.path:
+                    rest["(the file)"] = _optimizer(place.node)
+            elif place.kind != "module" and (place.envelope or place.parent is None or place.kind):
+                self._rest_of(place, rest)
+        return rest
+
+    def _rest_of(self, place: Place, rest: dict[str, str]) -> None:
+        listed = 0
+        for path, value in children(place.node, place.path):
+            if place.kind and isinstance(value, TensorRecord):
+                continue
+            inner = self.places.get(id(value)) if is_container(value) else None
+            if inner is not None and (inner.envelope or inner.kind not in ("", "optimizer")):
+                continue
+            listed += 1
+            if listed > MOST_REST:
+                rest[f"{place.path}..."] = "more entries"
+                return
+            rest[path] = _optimizer(value) if inner is not None and inner.kind else words(value)
+
+
+def _values(node: Any) -> Any:
+    if isinstance(node, dict):
+        return node.values()
+    if isinstance(node, Inert):
+        pairs = [v for pair in node.pairs for v in pair]
+        state = [node.state] if node.state is not None else []
+        return [*node.args, *node.items, *pairs, *state]
+    return node
+
+
+def is_extra(key: str) -> bool:
+    """``Module.get_extra_state`` lands under this name."""
+    return key == "_extra_state" or key.endswith("._extra_state")
+
+
+def _random_states(node: Any) -> bool:
+    """Generator states: byte vectors, one per device."""
+    return all(
+        getattr(r.storage, "dtype", "") == "uint8" and isinstance(r.size, tuple) and len(r.size) == 1
+        for r in node
+    )
+
+
+def _optimizer(node: Any) -> str:
+    if isinstance(node, Inert):
+        return f"{words(node).partition(' with ')[0]}, {optimizer_words(node.attributes())}"
+    return optimizer_words(node)

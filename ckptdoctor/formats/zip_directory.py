@@ -1,0 +1,203 @@
+"""The central directory of a zip file, checked, without `zipfile` (which is slow for many members).
+
+Layout: PKWARE APPNOTE.TXT 6.3.9, sections 4.3.7 (local header), 4.3.12 (central directory),
+4.3.14 to 4.3.16 (zip64 and plain end records), 4.5.3 (zip64 extra field).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import NamedTuple
+
+from ckptdoctor.errors import CorruptCheckpointError
+from ckptdoctor.formats.source import FileSource, corrupt
+from ckptdoctor.formats.words import show
+
+STORED, DEFLATED = 0, 8
+LOCAL = struct.Struct("<4s5H3L2H")
+CENTRAL = struct.Struct("<4s6H3L5H2L")
+END = struct.Struct("<4s4H2LH")
+LOCATOR = struct.Struct("<4sLQL")
+END64 = struct.Struct("<4sQ2H2L4Q")
+U32 = 0xFFFFFFFF
+MOST_COMMENT = 0xFFFF
+INFLATE_RATIO = 200  # of a member that is read whole; text and pickles pack 3 to 30 times
+
+
+class Member(NamedTuple):
+    """One file inside the zip. ``header`` is the offset of its local header."""
+
+    name: str
+    header: int
+    size: int
+    packed: int
+    method: int
+    crc: int
+    flags: int
+
+
+class Directory:
+    """All members of one zip file, by name; raises CorruptCheckpointError for any contradiction."""
+
+    def __init__(self, source: FileSource) -> None:
+        self.source = source
+        self.start, count, size = self._end_record()
+        self.members = self._central(source.exactly(self.start, size, "the central directory"), count)
+        self._check_overlap()
+
+    def _bad(self, what: str) -> CorruptCheckpointError:
+        return corrupt(self.source.path, what)
+
+    def _end_record(self) -> tuple[int, int, int]:
+        """Offset, entries and bytes of the central directory."""
+        file_size = self.source.size
+        tail_at = max(0, file_size - END.size - MOST_COMMENT)
+        tail = self.source.exactly(tail_at, file_size - tail_at, "the end of the zip")
+        at = tail.rfind(b"PK\x05\x06")
+        while at >= 0 and (len(tail) - at < END.size or self._comment_end(tail, at) != len(tail)):
+            at = tail.rfind(b"PK\x05\x06", 0, at)
+        if at < 0:
+            raise self._bad(
+                "a zip file whose end is missing (no central directory): truncated, or still being written"
+            )
+        _, disk, first_disk, here, count, size, start, _ = END.unpack_from(tail, at)
+        end = tail_at + at
+        if U32 in (size, start) or count == 0xFFFF or self._locator(end) is not None:
+            disk, first_disk, here, count, size, start, end = self._end64(end, (count, size, start))
+        if disk or first_disk or here != count:
+            raise self._bad("a zip file in several volumes, which no checkpoint is")
+        if start + size != end:
+            raise self._bad(f"its central directory should end at byte {end}, not at {start + size}")
+        return start, count, size
+
+    def _comment_end(self, tail: bytes, at: int) -> int:
+        length: int = END.unpack_from(tail, at)[7]
+        return at + END.size + length
+
+    def _locator(self, end: int) -> int | None:
+        """Offset of the zip64 end record, if there is one."""
+        data = self.source.some(end - LOCATOR.size, LOCATOR.size) if end >= LOCATOR.size else b""
+        if data[:4] != b"PK\x06\x07":
+            return None
+        offset: int = LOCATOR.unpack(data)[2]
+        return offset
+
+    def _end64(self, end: int, plain: tuple[int, int, int]) -> tuple[int, ...]:
+        at = self._locator(end)
+        if at is None:
+            if U32 in plain[1:]:
+                raise self._bad("its zip64 end record is missing")
+            return 0, 0, plain[0], *plain, end  # exactly 65,535 entries and no zip64
+        record = self.source.exactly(at, END64.size, "the zip64 end record")
+        mark, length, _, _, disk, first_disk, here, count, size, start = END64.unpack(record)
+        if mark != b"PK\x06\x06" or at + 12 + length != end - LOCATOR.size:
+            raise self._bad("its zip64 end record is damaged")
+        return disk, first_disk, here, count, size, start, at
+
+    def _central(self, data: bytes, count: int) -> dict[str, Member]:
+        if count * CENTRAL.size > len(data):
+            raise self._bad(f"its central directory has no room for {count} entries")
+        members: dict[str, Member] = {}
+        at = 0
+        for _ in range(count):
+            member, at = self._entry(data, at)
+            if member.name in members:
+                raise self._bad(f"it has two members named {show(member.name)!r}")
+            members[member.name] = member
+        if at != len(data):
+            raise self._bad("its central directory is longer than its entries")
+        return members
+
+    def _entry(self, data: bytes, at: int) -> tuple[Member, int]:
+        if at + CENTRAL.size > len(data):
+            raise self._bad("its central directory ends in the middle of an entry")
+        (mark, _, _, flags, method, _, _, crc, packed, size, name_n, extra_n, comment_n, _, _, _, header) = (
+            CENTRAL.unpack_from(data, at)
+        )
+        name_at = at + CENTRAL.size
+        end = name_at + name_n + extra_n + comment_n
+        if mark != b"PK\x01\x02" or end > len(data):
+            raise self._bad("an entry of its central directory is damaged")
+        raw = data[name_at : name_at + name_n]
+        try:
+            name = raw.decode("utf-8" if flags & 0x800 or raw.isascii() else "cp437")
+        except UnicodeDecodeError:
+            raise self._bad("a member's name is not UTF-8") from None
+        if U32 in (size, packed, header):
+            extra = data[name_at + name_n : name_at + name_n + extra_n]
+            size, packed, header = self._zip64_extra(extra, size, packed, header)
+        return Member(name, header, size, packed, method, crc, flags), end
+
+    def _zip64_extra(self, extra: bytes, size: int, packed: int, header: int) -> list[int]:
+        """The 64-bit values of those fields that are all ones, in their fixed order."""
+        at = 0
+        while at + 4 <= len(extra):
+            kind, length = struct.unpack_from("<2H", extra, at)
+            if kind == 1 and at + 4 + length <= len(extra):
+                words = list(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
+                fields = [size, packed, header]
+                if fields.count(U32) <= len(words):
+                    return [words.pop(0) if f == U32 else f for f in fields]
+            at += 4 + length
+        raise self._bad("a zip64 entry of its central directory is damaged")
+
+    def _check_overlap(self) -> None:
+        """Members one after the other, none over another, none behind the directory."""
+        end, last = 0, ""
+        for m in sorted(self.members.values(), key=lambda m: m.header):
+            if m.header < end:
+                raise self._bad(f"members {show(last)!r} and {show(m.name)!r} overlap")
+            end = m.header + LOCAL.size + len(m.name) + m.packed
+            last = m.name
+        if end > self.start:
+            raise self._bad(f"member {show(last)!r} ends outside the file (truncated?)")
+
+    def data_offset(self, member: Member) -> int:
+        """Where the member's bytes begin, by its local header, which must agree with the directory."""
+        raw = self.source.exactly(
+            member.header, LOCAL.size + len(member.name), f"member {show(member.name)!r}"
+        )
+        mark, _, _, method, _, _, _, _, _, name_n, extra_n = LOCAL.unpack_from(raw)
+        if mark != b"PK\x03\x04" or method != member.method:
+            raise self._bad(f"the header of member {show(member.name)!r} is damaged")
+        if name_n == len(member.name) and raw[LOCAL.size :] != member.name.encode("utf-8", "replace"):
+            raise self._bad(f"member {show(member.name)!r} has another name in its own header")
+        offset: int = member.header + LOCAL.size + name_n + extra_n
+        if offset + member.packed > self.start:
+            raise self._bad(f"member {show(member.name)!r} ends outside the file (truncated?)")
+        return offset
+
+    def check_readable(self, member: Member) -> None:
+        """Raise for encryption and for compressions other than deflate; sizes of stored ones must agree."""
+        if member.flags & 1:
+            raise self._bad(f"member {show(member.name)!r} is encrypted; unpack and repack the file")
+        if member.method not in (STORED, DEFLATED):
+            raise self._bad(f"member {show(member.name)!r} is compressed by method {member.method}")
+        if member.method == STORED and member.packed != member.size:
+            raise self._bad(f"member {show(member.name)!r} has two sizes, {member.packed} and {member.size}")
+
+    def read(self, member: Member, limit: int) -> bytes:
+        """All bytes of a small member (a version, a pickle), never more than `limit`."""
+        self.check_readable(member)
+        if member.size > limit:
+            raise self._bad(f"member {show(member.name)!r} is too large ({member.size} bytes)")
+        raw = self.source.exactly(self.data_offset(member), member.packed, f"member {show(member.name)!r}")
+        if member.method == STORED:
+            return raw
+        if member.size > 2**20 + INFLATE_RATIO * member.packed:
+            raise self._bad(f"member {show(member.name)!r} unpacks to {member.size} bytes, a zip bomb")
+        data = inflate(raw, member.size)
+        if data is None:
+            raise self._bad(f"the compressed bytes of member {show(member.name)!r} are damaged")
+        return data
+
+
+def inflate(raw: bytes, size: int) -> bytes | None:
+    """Raw deflate to exactly `size` bytes; None if that is not what they are."""
+    stream = zlib.decompressobj(-15)
+    try:
+        data = stream.decompress(raw, size + 1)
+    except zlib.error:
+        return None
+    return data if len(data) == size and stream.eof else None
