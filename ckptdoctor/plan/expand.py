@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptdoctor.casts import cast_class, worst
@@ -33,13 +33,14 @@ def expand(plan: Plan, source_tree: ParamTree, target_tree: ParamTree) -> Expans
     check_digests(plan, source_tree, target_tree)
     if not plan.complete:
         raise UndecidedError(_open_text(plan))
-    return expand_decided(plan, source_tree, target_tree)
+    return _Expander(plan, source_tree, target_tree).run(())
 
 
-def expand_decided(plan: Plan, source_tree: ParamTree, target_tree: ParamTree) -> Expansion:
-    """Like :func:`expand`, for the decided part of a plan that may have open questions."""
-    work = _Expander(plan, source_tree, target_tree)
-    return work.run()
+def expand_decided(
+    plan: Plan, source_tree: ParamTree, target_tree: ParamTree, skip: Collection[str] = ()
+) -> Expansion:
+    """Like :func:`expand`, open questions allowed, for the checkpoint without the keys ``skip``."""
+    return _Expander(plan, source_tree, target_tree).run(skip)
 
 
 def check_digests(plan: Plan, source_tree: ParamTree, target_tree: ParamTree) -> None:
@@ -51,7 +52,7 @@ def check_digests(plan: Plan, source_tree: ParamTree, target_tree: ParamTree) ->
     for side, label, digest, keys, tree in sides:
         if digest != tree.digest or keys != len(tree):
             raise StalePlanError(
-                f"the plan was made for another {side}: `{printable(label)}`, {keys} keys, tree {digest[:19]}; "
+                f"the plan is for another {side}: `{printable(label)}`, {keys} keys, tree {digest[:19]}; "
                 f"this one has {len(tree)} keys, tree {tree.digest[:19]}. "
                 "Make a new plan with `ckptdoctor plan`"
             )
@@ -82,8 +83,9 @@ class _Expander:
         self.fills: dict[str, Fill] = {}
         self.counts = dict.fromkeys(range(len(plan.step)), 0)
 
-    def run(self) -> Expansion:
+    def run(self, skip: Collection[str]) -> Expansion:
         names = strip(self.plan, self.source.specs, self.counts)
+        names = {n: k for n, k in names.items() if k not in skip} if skip else names
         carried = carry(self.plan.step, names)
         for step, fills in carried.fills:
             for fill in fills:

@@ -1,0 +1,204 @@
+"""From an alignment to a plan: strips, drops, transforms, renames, ties, own values, casts, places."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ckptdoctor.align.model import Alignment, Strip
+from ckptdoctor.decisions import Decision
+from ckptdoctor.errors import PlanError
+from ckptdoctor.keys import cover, printable
+from ckptdoctor.plan.expand import expand_decided
+from ckptdoctor.plan.fills import Fill
+from ckptdoctor.plan.model import (
+    Drop,
+    Keep,
+    OpenQuestion,
+    Plan,
+    Reinit,
+    Rename,
+    Result,
+    Safety,
+    SourceRef,
+    Step,
+    TargetRef,
+    Transform,
+)
+from ckptdoctor.plan.names import strip_once
+from ckptdoctor.planner.renames import Renamed, renames
+from ckptdoctor.planner.small_steps import cast_steps, place_steps, strip_step, tie_steps
+from ckptdoctor.planner.transforms import Set, by_sharing, literal_steps, sets, transform_steps
+from ckptdoctor.planner.wanted import same_fill, wanted_fills, why
+from ckptdoctor.trees import ParamTree
+
+
+def make_plan(
+    alignment: Alignment,
+    source: ParamTree,
+    target: ParamTree,
+    *,
+    file: str,
+    state_dict_path: str = "",
+    model_label: str = "",
+    decisions: Sequence[Decision] = (),
+) -> Plan:
+    """The fewest readable steps that reproduce the alignment exactly.
+
+    What is undecided or missing in the alignment is left out and counted as open; such a plan is not
+    ``complete``. The result is checked by expanding it again. Raises :class:`PlanError` when the alignment
+    contradicts itself (two sources for one tensor, shapes that do not fit).
+    """
+    head = (
+        SourceRef(file=file, state_dict=state_dict_path, tree=source.digest, keys=len(source)),
+        TargetRef(model=model_label, tree=target.digest, keys=len(target)),
+    )
+    work = _Parts(alignment, source, target, tuple(decisions))
+    return work.best(head)
+
+
+Way = Callable[[Sequence[Set], Sequence[Set]], list[Transform]]
+
+
+def _free(found: Sequence[Set], shared: Sequence[Set]) -> list[Transform]:
+    return transform_steps(found, shared, limited=False)
+
+
+def _limited(found: Sequence[Set], shared: Sequence[Set]) -> list[Transform]:
+    return transform_steps(found, shared, limited=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Transform and rename steps, and how many names stay as they are."""
+
+    steps: list[Step]
+    unchanged: int
+
+
+@dataclass
+class _Parts:
+    alignment: Alignment
+    source: ParamTree
+    target: ParamTree
+    decisions: tuple[Decision, ...]
+    fills: dict[str, Fill] = field(default_factory=dict)
+
+    def best(self, head: tuple[SourceRef, TargetRef]) -> Plan:
+        """The most readable of the ways to write the plan that gives exactly the alignment."""
+        self.fills = wanted_fills(self.alignment, self.target, self.decisions)
+        problem: PlanError | None = None
+        for strips in (self.alignment.strips, ()):
+            for way in (_free, _limited, literal_steps):
+                try:
+                    plan = self.plan(head, strips, way)
+                    self.check(plan)
+                except PlanError as error:
+                    problem = problem or error
+                else:
+                    return plan
+            if not strips:
+                break
+        assert problem is not None
+        raise problem
+
+    def check(self, plan: Plan) -> None:
+        """The plan, worked out, is the alignment."""
+        skip = [k for k, u in self.alignment.unused.items() if not u.decided]
+        made = expand_decided(plan, self.source, self.target, skip)
+        for key, want in self.fills.items():
+            if not same_fill(made, key, want):
+                raise PlanError(f"the steps found for `{printable(key)}` do not give what was matched")
+
+    def plan(self, head: tuple[SourceRef, TargetRef], strips: Sequence[Strip], way: Way) -> Plan:
+        strip_steps, names = self.strip(strips)
+        moves = self.moves(names, way)
+        steps: list[Step] = [*strip_steps, *self.drops(names), *moves.steps]
+        steps += tie_steps(self.fills, literal=way is literal_steps)
+        steps += self.own_values()
+        steps += cast_steps(self.fills, self.source, self.target)
+        steps += place_steps(self.source)
+        return Plan(
+            source=head[0],
+            target=head[1],
+            step=tuple(steps),
+            decision=tuple(map(str, self.decisions)),
+            question=tuple(
+                OpenQuestion(kind=q.kind, title=q.title, flags=tuple(flag for flag, _ in q.flags))
+                for q in self.alignment.questions
+            ),
+            result=self.result(moves.unchanged),
+        )
+
+    def strip(self, strips: Sequence[Strip]) -> tuple[list[Step], dict[str, str]]:
+        """Strip steps, and ``{name: checkpoint key}`` after them; no steps when they do not work out."""
+        names = {k: k for k in self.source.specs}
+        steps: list[Step] = []
+        for strip in strips:
+            step = strip_step(strip)
+            names, changed = strip_once(step, names)
+            if changed != strip.count:
+                said = f"{strip.count} keys said to be under it"
+                raise PlanError(f"stripping `{printable(strip.segment)}` changes {changed} names; {said}")
+            if changed:
+                steps.append(step)
+        return steps, names
+
+    def moves(self, names: Mapping[str, str], way: Way) -> Moves:
+        """Renames and transforms for everything that is loaded."""
+        name_of = {key: name for name, key in names.items()}
+        loaded = [self.alignment.matches[k] for k, f in self.fills.items() if f.kind == "load"]
+        found = sets(loaded, name_of, self.source)
+        exclusive, shared = by_sharing(found)
+        plain = {s.sources[0]: s for s in exclusive if s.plain}
+        pairs = {n: plain[n].made[0][0] for n in names if n in plain}
+        taken = {n for s in shared for n in s.sources} - {n for s in exclusive for n in s.sources}
+        made = renames(pairs, taken)
+        transforms = way([s for s in exclusive if not s.plain], shared)
+        steps: list[Step] = list(transforms)
+        steps += [self.rename(r, pairs) for r in made]
+        return Moves(steps, len(pairs) - sum(len(r.names) for r in made))
+
+    def rename(self, renamed: Renamed, pairs: Mapping[str, str]) -> Rename:
+        found = [self.alignment.matches[pairs[n]] for n in renamed.names]
+        safety: Safety = "safe" if all(m.status == "safe" for m in found) else "unsafe"
+        rule = renamed.rule
+        return Rename(from_=rule.from_, to=rule.to, keys=len(found), why=why(found), safety=safety)
+
+    def drops(self, names: Mapping[str, str]) -> list[Drop]:
+        unused = self.alignment.unused
+        decided = {n: k for n, k in names.items() if k not in unused or unused[k].decided}
+        reasons: dict[str, list[str]] = {}
+        for name, key in decided.items():
+            if key in unused:
+                reasons.setdefault(unused[key].reason, []).append(name)
+        return [
+            Drop(from_=tuple(cover(dropped, decided)), keys=len(dropped), why=reason)
+            for reason, dropped in reasons.items()
+        ]
+
+    def own_values(self) -> list[Step]:
+        steps: list[Step] = []
+        for kind in (Keep, Reinit):
+            reasons: dict[str, list[str]] = {}
+            for key, fill in self.fills.items():
+                if fill.kind == ("keep" if kind is Keep else "reinit"):
+                    reasons.setdefault(why([self.alignment.matches[key]]), []).append(key)
+            for reason, keys in reasons.items():
+                steps.append(kind(to=tuple(cover(keys, self.target.specs)), keys=len(keys), why=reason))
+        return steps
+
+    def result(self, unchanged: int) -> Result:
+        kinds = Counter(f.kind for f in self.fills.values())
+        unused = Counter(u.decided for u in self.alignment.unused.values())
+        return Result(
+            loaded=kinds["load"],
+            unchanged=unchanged,
+            kept=kinds["keep"],
+            reinitialised=kinds["reinit"],
+            tied=kinds["tie"],
+            unused=unused[True],
+            open=len(self.target) - len(self.fills),
+            unexplained=unused[False],
+        )

@@ -1,0 +1,241 @@
+"""From pairs of names to the fewest readable rename rules that give exactly these pairs."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from ckptdoctor.keys import FirstMatch, Rule
+from ckptdoctor.keys.capture import capture
+from ckptdoctor.planner.candidates import Candidate, cut, explicit, head_candidates
+from ckptdoctor.planner.indices import formulas
+
+MAX_FRONTS = 20  # how many `**.gamma -> **.weight` rules are tried
+MIN_FRONT = 3  # keys that such a rule must rename
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """One rule and the names that it renames when the rules are tried in order."""
+
+    rule: Rule
+    names: tuple[str, ...]
+
+
+def renames(pairs: Mapping[str, str], reserved: Collection[str] = ()) -> list[Renamed]:
+    """Rules, in an order, whose first match renames every name of ``pairs`` as it says.
+
+    Names that stay may be in ``pairs`` too; no rule changes them. ``reserved`` names are used otherwise
+    and fit no rule.
+    """
+    if not any(name != target for name, target in pairs.items()):
+        return []
+    heads = head_candidates(pairs)
+    fronts = _fronts(pairs, reserved, heads)
+    if fronts:
+        left = _not_covered(pairs, fronts)
+        heads = head_candidates(left) if any(n != t for n, t in left.items()) else []
+    return _Fitting(pairs, reserved, [*fronts, *heads]).run()
+
+
+def _fronts(pairs: Mapping[str, str], reserved: Collection[str], heads: list[Candidate]) -> list[Candidate]:
+    """Rules ``**.gamma -> **.weight`` that save at least one of the head rules."""
+    counts = Counter(_changed_end(name, target) for name, target in pairs.items() if name != target)
+    possible = [end for end, n in counts.most_common(MAX_FRONTS) if end and n >= MIN_FRONT]
+    if not possible or len(heads) < 2:
+        return []
+    winners = _Fitting(pairs, reserved, heads).winners()
+    chosen: list[Candidate] = []
+    for old, new, tail in possible:
+        front = _front(old, new, tail)
+        names = _covered(front, pairs, reserved)
+        saved = sum(bool(won) and names.issuperset(won) for won in winners)
+        if saved > 1:
+            chosen.append(front)
+            winners = [won for won in winners if not names.issuperset(won)]
+    return chosen
+
+
+def _changed_end(name: str, target: str) -> tuple[str, str, str] | None:
+    """What differs behind the common beginning, and whether a last segment is carried over."""
+    old, new = name.split("."), target.split(".")
+    same = 0
+    while same < min(len(old), len(new)) and old[same] == new[same]:
+        same += 1
+    old, new, tail = old[same:], new[same:], ""
+    if len(old) > 1 and len(new) > 1 and old[-1] == new[-1]:
+        old, new, tail = old[:-1], new[:-1], ".*"
+    if not old or not new or len(old) > 3:
+        return None
+    return "." + ".".join(old), "." + ".".join(new), tail
+
+
+def _front(old: str, new: str, tail: str) -> Candidate:
+    (old_text, old_numbers), (new_text, new_numbers) = cut(old), cut(new)
+    formula = formulas([(old_numbers, new_numbers)])[0]
+    return Candidate(old_text, new_text, formula, tail, front="**")
+
+
+def _covered(front: Candidate, pairs: Mapping[str, str], reserved: Collection[str]) -> set[str]:
+    """The names that the rule renames; empty when it is wrong for one of them."""
+    rule = front.rule
+    if any(rule.apply(name) is not None for name in reserved):
+        return set()
+    names: set[str] = set()
+    for name, target in pairs.items():
+        new = rule.apply(name)
+        if new is not None and new != target:
+            return set()
+        if new is not None:
+            names.add(name)
+    return names
+
+
+def _not_covered(pairs: Mapping[str, str], fronts: Sequence[Candidate]) -> dict[str, str]:
+    rules = [f.rule for f in fronts]
+    return {n: t for n, t in pairs.items() if all(r.apply(n) is None for r in rules)}
+
+
+class _Fitting:
+    """Candidates are tried on every name; those that take too much are limited until all is right."""
+
+    def __init__(
+        self, pairs: Mapping[str, str], reserved: Collection[str], candidates: Sequence[Candidate]
+    ) -> None:
+        self.pairs = pairs
+        self.reserved = reserved
+        self.use(candidates)
+
+    def use(self, candidates: Sequence[Candidate]) -> None:
+        self.candidates = sorted(candidates, key=lambda c: (c.front == "", -c.depth, c.free, str(c.old)))
+        self.rules = [c.rule for c in self.candidates]
+        self.index = FirstMatch([r.from_ for r in self.rules])
+
+    def fitting(self, name: str) -> list[int]:
+        """The rules that fit a name, most specific first."""
+        return [p for p in self.index.candidates(name) if self.rules[p].apply(name) is not None]
+
+    def winners(self) -> list[list[str]]:
+        """Per rule, the names that it renames."""
+        won: list[list[str]] = [[] for _ in self.rules]
+        for name in self.pairs:
+            fits = self.fitting(name)
+            if fits:
+                won[fits[0]].append(name)
+        return won
+
+    def run(self) -> list[Renamed]:
+        while True:
+            wrong = self.wrong()
+            if not wrong:
+                break
+            blamed = {p for p in wrong if p is not None and not self.candidates[p].exact}
+            if not blamed:
+                return self.by_name(wrong)
+            narrower = (self.narrower(p, c, wrong, blamed) for p, c in enumerate(self.candidates))
+            self.use([c for candidates in narrower for c in candidates])
+        return self.ordered(self.rules)
+
+    def by_name(self, wrong: Mapping[int | None, list[str]]) -> list[Renamed]:
+        """One rule per name for what no family of rules gets right."""
+        names = [n for found in wrong.values() for n in found if n in self.pairs]
+        hopeless = {
+            p for p, found in wrong.items() if p is not None and any(n in self.reserved for n in found)
+        }
+        winners = self.winners()
+        names += [n for p in hopeless for n in winners[p] if n not in names]
+        rest = [r for p, r in enumerate(self.rules) if p not in hopeless]
+        special = [explicit(n, self.pairs[n]) for n in names]
+        replaced = {rule.from_ for rule in special}
+        return self.ordered([*special, *(r for r in rest if r.from_ not in replaced)])
+
+    def wrong(self) -> dict[int | None, list[str]]:
+        """Names that come out wrong, by the rule that is to blame."""
+        wrong: dict[int | None, list[str]] = {}
+        for name, target in self.pairs.items():
+            first = next(iter(self.fitting(name)), None)
+            new = name if first is None else self.rules[first].apply(name)
+            if new != target:
+                wrong.setdefault(first, []).append(name)
+        for name in self.reserved:
+            for position in self.fitting(name):
+                wrong.setdefault(position, []).append(name)
+        return wrong
+
+    def narrower(
+        self, position: int, old: Candidate, wrong: Mapping[int | None, list[str]], blamed: set[int]
+    ) -> list[Candidate]:
+        if position not in blamed:
+            return [old]
+        pattern = capture(self.rules[position].from_)
+        bindings = [pattern.match(name) for name in wrong[position]]
+        return old.limited(b.indices for b in bindings if b is not None)
+
+    def ordered(self, rules: Sequence[Rule]) -> list[Renamed]:
+        """The rules that are needed, as the checkpoint's keys come, exceptions before what they except."""
+        fits = _all_fits(rules, self.pairs)
+        return _in_key_order(rules, fits, _needed(rules, fits, self.pairs))
+
+
+def _all_fits(rules: Sequence[Rule], pairs: Mapping[str, str]) -> dict[str, list[int]]:
+    index = FirstMatch([r.from_ for r in rules])
+    fits: dict[str, list[int]] = {}
+    for name in pairs:
+        found = [p for p in index.candidates(name) if rules[p].apply(name) is not None]
+        if found:
+            fits[name] = found
+    return fits
+
+
+def _needed(rules: Sequence[Rule], fits: Mapping[str, list[int]], pairs: Mapping[str, str]) -> set[int]:
+    """Without the rules whose names come out right by the next rule that fits (or by none)."""
+    won: dict[int, list[str]] = {}
+    for name, found in fits.items():
+        won.setdefault(found[0], []).append(name)
+    needed = {p for found in fits.values() for p in found}
+    for position in range(len(rules)):
+        if position not in needed:
+            continue
+        mine = won.get(position, [])
+        heirs = [next((p for p in fits[n] if p in needed and p != position), None) for n in mine]
+        if all(_gives(rules, heir, n) == pairs[n] for heir, n in zip(heirs, mine, strict=True)):
+            needed.discard(position)
+            for heir, name in zip(heirs, mine, strict=True):
+                if heir is not None:
+                    won.setdefault(heir, []).append(name)
+    return needed
+
+
+def _gives(rules: Sequence[Rule], position: int | None, name: str) -> str | None:
+    return name if position is None else rules[position].apply(name)
+
+
+def _in_key_order(rules: Sequence[Rule], fits: Mapping[str, list[int]], needed: set[int]) -> list[Renamed]:
+    first: dict[int, int] = {}
+    names: dict[int, list[str]] = {p: [] for p in needed}
+    after: dict[int, set[int]] = {p: set() for p in needed}
+    waits: Counter[int] = Counter()
+    for place, (name, found) in enumerate(fits.items()):
+        winner, *others = (p for p in found if p in needed) if any(p in needed for p in found) else (None,)
+        if winner is None:
+            continue
+        names[winner].append(name)
+        first.setdefault(winner, place)
+        for other in others:
+            if other not in after[winner]:
+                after[winner].add(other)
+                waits[other] += 1
+    ready = [(first.get(p, len(fits)), p) for p in needed if not waits[p]]
+    heapq.heapify(ready)
+    done: list[Renamed] = []
+    while ready:
+        _, position = heapq.heappop(ready)
+        if names[position]:
+            done.append(Renamed(rules[position], tuple(names[position])))
+        for other in after[position]:
+            waits[other] -= 1
+            if not waits[other]:
+                heapq.heappush(ready, (first.get(other, len(fits)), other))
+    return done
