@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ckptdoctor.align import facts
 from ckptdoctor.align.model import Choice, Match, Question
 from ckptdoctor.align.names import table
 from ckptdoctor.align.prefix import relative_name
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
 WIDE = 0.1  # share of units that may disagree before it is another model
 
 
-def take_back(state: State, keys: Iterable[str], why: str, more: dict[str, list[Choice]] | None = None) -> None:
+def take_back(
+    state: State, keys: Iterable[str], why: str, more: dict[str, list[Choice]] | None = None
+) -> None:
     """Turn claims into open questions; what was claimed stays the first choice."""
     for key in keys:
         match = state.matches.get(key)
+        if match is not None and (match.status == "kept" or _declared(match)):
+            continue
         extra = (more or {}).get(key, [])
         choices: list[Choice] = list(match.choices) if match is not None else []
         if match is not None and match.sources:
@@ -191,9 +196,14 @@ def refused(state: State) -> None:
 def refuse(state: State, why: str) -> None:
     """Another architecture or variant: claim nothing."""
     state.refusal = state.refusal or why
+    state.reporter.refused(why)
     for key, match in list(state.matches.items()):
-        if match.status != "kept":
+        if match.status != "kept" and not _declared(match):
             state.matches[key] = Match(key, "missing", evidence=("no repair is offered: " + why,))
+
+
+def _declared(match: Match) -> bool:
+    return any(e.startswith("declared:") for e in match.evidence)
 
 
 def adapters(state: State) -> None:
@@ -212,13 +222,11 @@ def adapters(state: State) -> None:
     extra: set[str] = set()
     for t, s in state.matching.certain.items():
         unit, source = targets[t], sources[s]
-        inner = below.get(unit.path) or (
-            below.get(source.path) if not source.bare else None
-        )
+        inner = below.get(unit.path) or (below.get(source.path) if not source.bare else None)
         if inner and "running_mean" not in unit.leaves:
             touched += [state.target_names[n] for leaf in unit.leaves.values() for n in leaf.keys]
             extra.update(inner)
-    if touched:
+    if touched and not facts.accepted(state, "adapter", "companions"):
         take_back(state, touched, "the checkpoint holds further tensors for this very module")
         example = min(extra)
         state.questions.append(
@@ -325,4 +333,14 @@ def _partial_words(state: State, partial: list[tuple[str, frozenset[str], frozen
     return words
 
 
-__all__ = ["adapters", "duplicates", "families", "partly_used", "refuse", "refused", "relative_name", "rivals", "variant"]
+__all__ = [
+    "adapters",
+    "duplicates",
+    "families",
+    "partly_used",
+    "refuse",
+    "refused",
+    "relative_name",
+    "rivals",
+    "variant",
+]

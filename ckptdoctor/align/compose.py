@@ -92,9 +92,7 @@ def _norm_dim(g: tuple[int, ...], v: tuple[int, ...]) -> int | None:
     """The dimension that keeps its own magnitudes; None when the shapes leave it open."""
     if len(g) != len(v):
         return None
-    fitting = [
-        d for d in range(len(v)) if g[d] == v[d] and all(n == 1 for i, n in enumerate(g) if i != d)
-    ]
+    fitting = [d for d in range(len(v)) if g[d] == v[d] and all(n == 1 for i, n in enumerate(g) if i != d)]
     return fitting[0] if len(fitting) == 1 else None
 
 
@@ -144,8 +142,10 @@ def _stack(base: str, members: dict[str, list[Unit]], fused: bool) -> list[Unit]
     if fused and "gate" in part and "up" in part:
         gates, ups = members.pop(part["gate"]), members.pop(part["up"])
         rows, columns = gates[0].leaves["weight"].shape
-        keys = tuple(k for g, u in zip(gates, ups, strict=True) for x in (g, u) for k in x.leaves["weight"].keys)
-        shape = (len(gates), 2 * rows, columns)
+        keys = tuple(
+            k for g, u in zip(gates, ups, strict=True) for x in (g, u) for k in x.leaves["weight"].keys
+        )
+        shape: tuple[int, ...] = (len(gates), 2 * rows, columns)
         chain = ("concat(0)", f"reshape({','.join(map(str, shape))})")
         out.append(_composite(gates[0], f"{base}.gate_up_proj", Leaf(keys, shape, chain), (*gates, *ups)))
     names = {inner: name for name, inner in part.items()}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align import checks, finish, layouts
+from ckptdoctor.align import checks, facts, finish, layouts
 from ckptdoctor.align.compose import compose, fold_weight_norm, stack_experts
 from ckptdoctor.align.matcher import Matching, match_units
 from ckptdoctor.align.model import Alignment, Match, Question, Unused
 from ckptdoctor.align.names import is_derived, is_training_state
 from ckptdoctor.align.orient import Pair, decide, make_pairs
-from ckptdoctor.align.prefix import Base, canonical, find_base, relative_name, strips_of
+from ckptdoctor.align.prefix import Base, canonical, find_base, relative_name
+from ckptdoctor.align.reporter import Reporter
 from ckptdoctor.align.rest import second_chances
 from ckptdoctor.align.units import OPTIONAL_ROLES, Unit, build_units
 from ckptdoctor.decisions import Decision
@@ -41,23 +42,30 @@ class State:
     questions: list[Question] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     refusal: str = ""
+    reporter: Reporter = field(default_factory=Reporter)
 
 
-def run(source: ParamTree, target: ParamTree, decisions: Sequence[Decision] = ()) -> Alignment:
+def run(
+    source: ParamTree,
+    target: ParamTree,
+    decisions: Sequence[Decision] = (),
+    reporter: Reporter | None = None,
+) -> Alignment:
     """All passes."""
-    state = State(source, target, decisions)
+    state = State(source, target, decisions, reporter=reporter or Reporter())
     for step in PASSES:
+        state.reporter.step(step.__name__.replace("_", " "))
         step(state)
     return finish.result(state)
 
 
 def to_one_space(state: State) -> None:
     """Wrapper segments and base prefixes off; tied followers aside."""
-    mine, theirs = canonical(state.source.specs), canonical(state.target.specs)
+    mine, theirs = canonical(facts.open_source(state)), canonical(facts.open_target(state))
     state.duplicates = mine.duplicates
     names_t = {n: ks[0] for n, ks in theirs.names.items()}
     if theirs.duplicates:
-        names_t = {k: k for k in state.target.specs}
+        names_t = {k: k for k in facts.open_target(state)}
     names_s = {n: ks[-1] if n in names_t and n in ks else ks[0] for n, ks in mine.names.items()}
     state.followers = finish.followers(state.target, names_s)
     state.base = find_base(
@@ -73,8 +81,11 @@ def make_units(state: State) -> None:
     exact = {n for n in state.target_names if n in state.source_names}
     mine = _specs(state.source_names, state.source, exact)
     hidden = set(state.followers)
-    theirs = {n: s for n, s in _specs(state.target_names, state.target, exact).items()
-              if state.target_names[n] not in hidden}
+    theirs = {
+        n: s
+        for n, s in _specs(state.target_names, state.target, exact).items()
+        if state.target_names[n] not in hidden
+    }
     classes = {relative_name(p, state.base.target): c for p, c in state.target.modules.items()}
     state.sources = build_units(mine)
     state.targets = build_units(theirs, classes)
@@ -98,15 +109,13 @@ def _aside(name: str) -> bool:
 
 def match(state: State) -> None:
     """Pair the units."""
-    state.matching = match_units(state.sources, state.targets, state.source.ordered)
+    state.matching = match_units(state.sources, state.targets, state.source.ordered, state.reporter)
     state.whole_sources = _tensors(state.sources)
     state.whole_targets = _tensors(state.targets)
 
 
 def _tensors(units: list[Unit]) -> list[list[tuple[str, ...]]]:
-    return [
-        [leaf.keys for role, leaf in u.leaves.items() if role not in OPTIONAL_ROLES] for u in units
-    ]
+    return [[leaf.keys for role, leaf in u.leaves.items() if role not in OPTIONAL_ROLES] for u in units]
 
 
 def rest(state: State) -> None:
@@ -133,6 +142,7 @@ def orient(state: State) -> None:
 
 
 PASSES = (
+    facts.declared,
     to_one_space,
     make_units,
     match,
@@ -150,5 +160,5 @@ PASSES = (
     checks.refused,
     finish.fill_ties,
     finish.account,
-    finish.apply_decisions,
+    finish.ask,
 )

@@ -12,7 +12,17 @@ from ckptdoctor.align.units import OPTIONAL_ROLES, Unit, canonical_shape
 
 # One scale for all evidence; a pair is safe when the best alternative loses by MARGIN.
 MARGIN = 1.0
-EXACT, ROLE, SLOT, STRUCTURE, ORDINAL, RANK, WORDS, LAST_WORD, ORDER = 4.0, 2.0, 3.0, 3.0, 3.0, 2.0, 3.0, 0.75, 0.5
+EXACT, ROLE, SLOT, STRUCTURE, ORDINAL, RANK, WORDS, LAST_WORD, ORDER = (
+    4.0,
+    2.0,
+    3.0,
+    3.0,
+    3.0,
+    2.0,
+    3.0,
+    0.75,
+    0.5,
+)
 _SOFT = {"side": 3.0, "modality": 3.0, "path": 2.0, "squeeze": 3.0, "branch": 2.0, "reads": 4.0, "ffn": 4.0}
 _LOCAL = 64  # units below an ancestor up to which ranks within it are told
 SHAPE = 1.5  # same shape without turning
@@ -76,9 +86,7 @@ def _number_ranks(side: Side) -> None:
     place = {prefix: {n: r for r, n in enumerate(sorted(ns))} for prefix, ns in seen.items()}
     for unit in side.units:
         flat = unit.name.flat
-        pairs = [
-            (place[flat[:i]][t], len(place[flat[:i]])) for i, t in enumerate(flat) if isinstance(t, int)
-        ]
+        pairs = [(place[flat[:i]][t], len(place[flat[:i]])) for i, t in enumerate(flat) if isinstance(t, int)]
         side.ranks[unit.index] = tuple(p for p in pairs if p[1] > 1)
 
 
@@ -146,9 +154,7 @@ def _numbers(prefix: tuple[Token, ...]) -> tuple[int, ...]:
     return tuple(t for t in prefix if isinstance(t, int))
 
 
-def _local_ranks(
-    side: Side, sums: dict[tuple[Token, ...], int], size: Counter[tuple[Token, ...]]
-) -> None:
+def _local_ranks(side: Side, sums: dict[tuple[Token, ...], int], size: Counter[tuple[Token, ...]]) -> None:
     """Rank among the units of the same shapes below each ancestor, where numbers alone tell them apart."""
     members: dict[tuple[tuple[Token, ...], object], list[Unit]] = defaultdict(list)
     for unit in side.units:
@@ -157,7 +163,7 @@ def _local_ranks(
             if 1 < size[flat[:depth]] <= _LOCAL:
                 members[flat[:depth], unit.exact].append(unit)
     for (prefix, _), units in members.items():
-        if 1 < len(units) and len({u.name.skeleton for u in units}) == 1:
+        if len(units) > 1 and len({u.name.skeleton for u in units}) == 1:
             for rank, unit in enumerate(sorted(units, key=lambda u: u.name.numbers)):
                 side.local.setdefault(unit.index, {})[sums[prefix]] = (rank, len(units))
 
@@ -191,7 +197,9 @@ def score(a: Side, u: Unit, b: Side, v: Unit) -> Score | None:
     turned = _turned(u, v)
     if role is None or turned is None:
         return None
-    total += role - SHAPE * turned + _structure_score(a, u, b, v, reasons) + _ordinal_score(a, u, b, v, reasons)
+    total += (
+        role - SHAPE * turned + _structure_score(a, u, b, v, reasons) + _ordinal_score(a, u, b, v, reasons)
+    )
     if a.ordered and b.ordered and a.order_rank[u.index] == b.order_rank[v.index]:
         reasons.append("same place in the order of its shape")
     return Score(total, tuple(reasons))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from ckptdoctor.align import unexpected
 from ckptdoctor.align.model import Alignment, Choice, Match, Question, Unused, Verdict
-from ckptdoctor.align.names import is_derived, is_training_state
+from ckptdoctor.align.names import is_derived
 from ckptdoctor.align.orient import Chain, Pair, make_pairs, options
 from ckptdoctor.align.prefix import strips_of
 from ckptdoctor.align.units import Leaf, Unit
@@ -96,7 +97,11 @@ def leftovers(state: State) -> None:
         if key in state.matches or key in state.followers:
             continue
         mine = state.source_names.get(name)
-        if mine is not None and state.source[mine].shape == state.target[key].shape and not _used(state, mine):
+        if (
+            mine is not None
+            and state.source[mine].shape == state.target[key].shape
+            and not _used(state, mine)
+        ):
             state.matches[key] = Match(key, "safe", (mine,), (), ("same name",))
         elif is_derived(name):
             _derived_elsewhere(state, name, key)
@@ -136,26 +141,22 @@ def account(state: State) -> None:
     for key in state.target.specs:
         if key not in state.matches:
             derived = is_derived(key)
-            reason = ("the model computes this buffer itself",) if derived else ()
-            state.matches[key] = Match(key, "kept" if derived else "missing", evidence=reason)
+            why = ("the model computes this buffer itself",) if derived else ()
+            state.matches[key] = Match(key, "kept" if derived else "missing", evidence=why)
     state.matches = {k: state.matches[k] for k in state.target.specs}
     used = {s for m in state.matches.values() for s in m.sources}
     asked = {s for m in state.matches.values() for c in m.choices for s in c.sources}
-    for key in state.source.specs:
-        if key in used:
-            continue
-        if key in asked:
-            state.unused[key] = Unused(key, "a question is open about it", False)
-        elif is_training_state(key):
-            state.unused[key] = Unused(key, "training state, not a weight", True)
-        elif is_derived(key):
-            state.unused[key] = Unused(key, "a buffer that models compute themselves", True)
-        else:
-            state.unused[key] = Unused(key, "nothing in the model takes it", False)
+    lonely = [k for k in state.source.specs if k not in used and k not in state.unused]
+    reasons = unexpected.reasons(state, [k for k in lonely if k not in asked], used | asked)
+    for key in lonely:
+        reason, decided = reasons.get(key, ("a question is open about it", False))
+        state.unused[key] = Unused(key, reason, decided)
 
 
-def apply_decisions(state: State) -> None:
-    """Recorded answers; placeholder for the passes that need none."""
+def ask(state: State) -> None:
+    """Questions about what is still open, each with the flag that answers it."""
+    if not state.refusal:
+        state.questions += unexpected.questions(state)
 
 
 def result(state: State) -> Alignment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ckptdoctor.align import facts
 from ckptdoctor.align.checks import take_back
 from ckptdoctor.align.model import Question
 from ckptdoctor.align.names import Token, table, words
@@ -39,15 +40,15 @@ def invisible(state: State) -> None:
     _flatten_warnings(state, pairs)
 
 
-def _question(
-    state: State, pairs: list[tuple[Unit, Unit]], kind: str, title: str, note: str
-) -> None:
+def _question(state: State, pairs: list[tuple[Unit, Unit]], kind: str, title: str, note: str) -> None:
     keys = [state.target_names[n] for _, v in pairs for leaf in v.leaves.values() for n in leaf.keys]
-    if not keys:
+    if not keys or facts.accepted(state, f"{kind}-layout"):
         return
     take_back(state, keys, title)
     state.questions.append(
-        Question(kind, title, tuple(keys), (), (note,), ((f"--accept {kind}-layout", "copy them as they are"),))
+        Question(
+            kind, title, tuple(keys), (), (note,), ((f"--accept {kind}-layout", "copy them as they are"),)
+        )
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ckptdoctor.align.evidence import MARGIN, ORDER, Score, Side, prepare, score
+from ckptdoctor.align.reporter import Reporter
 from ckptdoctor.align.solve import Solution, solve
 from ckptdoctor.align.units import Unit
 
@@ -27,7 +28,9 @@ class Matching:
     lonely_sources: list[int] = field(default_factory=list)
 
 
-def match_units(sources: Sequence[Unit], targets: Sequence[Unit], ordered: bool) -> Matching:
+def match_units(
+    sources: Sequence[Unit], targets: Sequence[Unit], ordered: bool, reporter: Reporter | None = None
+) -> Matching:
     """Match units of equal shapes; never decides by registration order alone."""
     a, b = prepare(sources, ordered), prepare(targets, True)
     edges = _edges(a, b)
@@ -42,7 +45,25 @@ def match_units(sources: Sequence[Unit], targets: Sequence[Unit], ordered: bool)
     final = _solve_all(a, b, _with_neighbours(a, b, scores, first))
     matching = _result(a, b, edges, final)
     _force(matching, a, b, edges)
+    if reporter is not None:
+        _tell(reporter, matching, a, b, edges)
     return matching
+
+
+def _tell(
+    reporter: Reporter, matching: Matching, a: Side, b: Side, edges: dict[tuple[int, int], Score]
+) -> None:
+    names_a = {u.index: u.path for u in a.units}
+    names_b = {v.index: v.path for v in b.units}
+    for (s, t), scored in edges.items():
+        reporter.candidate(names_b[t], names_a[s], scored.total, scored.reasons)
+    for t, name in names_b.items():
+        if t in matching.certain:
+            reporter.decided(name, names_a[matching.certain[t]], matching.reasons.get(t, ()))
+        elif t in matching.open:
+            reporter.undecided(name, [names_a[s] for s in matching.open[t]])
+        else:
+            reporter.unmatched(name)
 
 
 def _force(matching: Matching, a: Side, b: Side, edges: dict[tuple[int, int], Score]) -> None:

@@ -77,7 +77,8 @@ class Strip:
 class Question:
     """A person has to decide. ``flags`` are ``(command line flag, what it does)``."""
 
-    kind: str  # "envelope", "equal-shapes", "depth", "layout", "shape", "duplicate", "unexpected", "missing" ...
+    # "envelope", "equal-shapes", "layout", "packed", "rotary", "shape", "duplicate", "adapter", "missing" ...
+    kind: str
     title: str
     targets: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()

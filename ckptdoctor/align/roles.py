@@ -129,7 +129,9 @@ def trio_parts(members: Mapping[str, Unit]) -> dict[str, str]:
     first, second, third = table()["trio"]["names"]
     if set(members) != {first, second, third}:
         return {}
-    shape = {name: members[name].leaves["weight"].shape for name in members if "weight" in members[name].leaves}
+    shape = {
+        name: members[name].leaves["weight"].shape for name in members if "weight" in members[name].leaves
+    }
     if len(shape) < 3 or shape[first] == shape[first][::-1]:
         return {}
     if shape[first] == shape[third] == shape[second][::-1]:
@@ -146,5 +148,7 @@ def trio_values(units: Sequence[Unit]) -> dict[int, str]:
         path, _, name = unit.path.rpartition(".")
         parents[path][name] = unit
     return {
-        members[name].index: part for members in parents.values() for part, name in trio_parts(members).items()
+        members[name].index: part
+        for members in parents.values()
+        for part, name in trio_parts(members).items()
     }

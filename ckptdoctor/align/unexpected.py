@@ -1,0 +1,198 @@
+"""What is left over: why a checkpoint key may stay unused, and the questions about the rest."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ckptdoctor.align.model import Match, Question
+from ckptdoctor.align.names import is_derived, is_training_state, table
+from ckptdoctor.keys import fold
+from ckptdoctor.wrappers import strip_key
+
+if TYPE_CHECKING:
+    from ckptdoctor.align.engine import State
+
+_MASK_RANK = 4  # `attn.bias` with four dimensions is a causal mask, not a bias
+
+
+def reasons(state: State, keys: Iterable[str], used: set[str]) -> dict[str, tuple[str, bool]]:
+    """Key -> reason and whether it is good enough to leave the key unused without asking."""
+    alive = {part for key in used for part in _parents(strip_key(key))}
+    twins = {state.target[k].shape: leader for k, leader in state.followers.items()}
+    return {key: _reason(state, key, alive, twins) for key in keys}
+
+
+def _reason(state: State, key: str, alive: set[str], twins: dict[tuple[int, ...], str]) -> tuple[str, bool]:
+    name, shape = strip_key(key), state.source[key].shape
+    if state.refusal:
+        return "no repair is offered", False
+    if is_training_state(key):
+        return "training state, not a weight", True
+    if is_derived(name) or (name.endswith("attn.bias") and len(shape) == _MASK_RANK):
+        return "a buffer that models compute themselves", True
+    if shape in twins and _tied_copy(state, key, twins[shape]):
+        return f"the model ties this to `{twins[shape]}`", True
+    head = name.partition(".")[0]
+    base = state.base.source
+    if head in table()["training"]["passengers"] and head not in alive:
+        return "belongs to training, not to the model", True
+    if base and not name.startswith(base + "."):
+        return f"outside `{base}.`, which holds this model", True
+    return "nothing in the model takes it", False
+
+
+def _tied_copy(state: State, key: str, leader: str) -> bool:
+    """A copy of a tied tensor: certain only when the file shows that both are one tensor."""
+    match = state.matches.get(leader)
+    if match is None or len(match.sources) != 1:
+        return False
+    mine, other = state.source[key], state.source[match.sources[0]]
+    return not (mine.storage and other.storage) or mine.storage == other.storage
+
+
+def _parents(name: str) -> Iterable[str]:
+    segments = name.split(".")
+    return (".".join(segments[:i]) for i in range(1, len(segments)))
+
+
+def questions(state: State) -> list[Question]:
+    """Grouped questions about missing, mismatched, undecided and unexpected keys."""
+    spoken = {k for q in state.questions for k in q.targets}
+    found = []
+    missing = [m for m in state.matches.values() if m.status == "missing" and m.target not in spoken]
+    mismatched = [m.target for m in missing if _namesake(state, m) is not None]
+    found += _shape_questions(state, mismatched)
+    found += _missing_questions([m.target for m in missing if m.target not in set(mismatched)])
+    found += _open_questions(state, spoken)
+    loose = [u.source for u in state.unused.values() if not u.decided and u.reason.startswith("nothing")]
+    namesakes = {_namesake(state, m) for m in missing}
+    loose = [k for k in loose if k not in namesakes]
+    for group in _by_parent(loose).values():
+        flag = _pattern(group)
+        found.append(
+            Question(
+                "unexpected",
+                f"{_count(group, 'checkpoint key')} nothing in the model",
+                (),
+                tuple(group),
+                (),
+                ((f"--drop '{flag}'", "leave them unused"),),
+            )
+        )
+    return found
+
+
+def _count(keys: list[str], what: str) -> str:
+    return f"`{keys[0]}` fills" if len(keys) == 1 else f"{len(keys)} {what}s under `{_stem(keys)}` fill"
+
+
+def _namesake(state: State, match: Match) -> str | None:
+    """The checkpoint key of the same name, when its shape is what is wrong."""
+    for name, key in state.target_names.items():
+        if key == match.target:
+            mine = state.source_names.get(name)
+            return mine if mine is not None and mine in state.unused else None
+    return None
+
+
+def _shape_questions(state: State, keys: list[str]) -> list[Question]:
+    found = []
+    for group in _by_parent(keys).values():
+        flag = _pattern(group)
+        found.append(
+            Question(
+                "shape",
+                f"`{_stem(group)}` has another shape in the model",
+                tuple(group),
+                (),
+                ("no repair keeps the trained values, so none is chosen for you",),
+                ((f"--reinit '{flag}'", "keep the model's initial values"),),
+            )
+        )
+    return found
+
+
+def _missing_questions(keys: list[str]) -> list[Question]:
+    found = []
+    for group in _by_parent(keys).values():
+        flag = _pattern(group)
+        are = "1 model key is" if len(group) == 1 else f"{len(group)} model keys are"
+        found.append(
+            Question(
+                "missing",
+                f"{are} not in the checkpoint, under `{_stem(group)}`",
+                tuple(group),
+                (),
+                (),
+                ((f"--reinit '{flag}'", "keep the model's initial values"),),
+            )
+        )
+    return found
+
+
+def _open_questions(state: State, spoken: set[str]) -> list[Question]:
+    """Undecided keys grouped by the reason and by the sources that compete."""
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for match in state.matches.values():
+        if match.status == "undecided" and match.target not in spoken:
+            groups[(*match.evidence[:1], *sorted({s for c in match.choices for s in c.sources}))].append(
+                match.target
+            )
+    merged: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for keys in groups.values():
+        text = tuple(f.text for f in fold(keys))
+        merged[text] += keys
+    return [_open_question(state, keys) for keys in merged.values()]
+
+
+def _open_question(state: State, keys: list[str]) -> Question:
+    first = state.matches[keys[0]]
+    choice = first.choices[0]
+    layouts = len({c.sources for c in first.choices}) == 1 and len(first.choices) > 1
+    title = (
+        f"`{_stem(keys)}` fits in more than one layout"
+        if layouts
+        else f"more than one way to fill {len(keys)} model key{'s' * (len(keys) > 1)} under `{_stem(keys)}`"
+    )
+    flag = f"--rename '{choice.sources[0]}={first.target}'" if len(choice.sources) == 1 else ""
+    notes = first.evidence or ("shapes agree and no name, number or place in the tree decides",)
+    return Question(
+        "layout" if layouts else "equal-shapes",
+        title,
+        tuple(keys),
+        tuple(dict.fromkeys(s for k in keys for c in state.matches[k].choices for s in c.sources)),
+        notes,
+        ((flag, "declare one of them; the rest may follow"),) if flag else (),
+    )
+
+
+def _by_parent(keys: Iterable[str]) -> dict[str, list[str]]:
+    """Keys by the first two segments, enough to ask about a head or a tower at once."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        parent = key.rpartition(".")[0]
+        groups[".".join(parent.split(".")[:2])].append(key)
+    return groups
+
+
+def _stem(keys: list[str]) -> str:
+    """The longest path that all keys share."""
+    if len(keys) == 1:
+        return keys[0]
+    parts = [k.split(".") for k in keys]
+    stem = []
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        stem.append(column[0])
+    return ".".join(stem) or keys[0].partition(".")[0]
+
+
+def _pattern(keys: list[str]) -> str:
+    if len(keys) == 1:
+        return keys[0]
+    parts = [k.split(".") for k in keys]
+    shared = _stem(keys)
+    return f"{shared}.**" if all(".".join(p).startswith(shared + ".") for p in parts) else "**"
