@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
-from ckptdoctor.formats.sniff import sniff
+from ckptdoctor.formats.sniff import foreign, sniff
 from ckptdoctor.formats.source import FileSource
 
 __all__ = ["Archive", "Recipe", "StateDict", "StorageRef", "open_checkpoint"]
@@ -24,14 +24,25 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Archive:
     if os.path.isdir(name):
         from ckptdoctor.formats.folders import checkpoint_in
 
-        return open_checkpoint(checkpoint_in(name))
-    with FileSource(name) as source:
+        return open_file(checkpoint_in(name))
+    return open_file(name)
+
+
+def open_file(path: str) -> Archive:
+    """`open_checkpoint` for a file, not a folder."""
+    with FileSource(path) as source:
         archive = _open(source)
         source.unchanged()
     return archive
 
 
 def _open(source: FileSource) -> Archive:
+    if source.path.endswith(".distcp"):
+        raise foreign(
+            source.path,
+            "one part of a distributed checkpoint (DCP folder)",
+            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER checkpoint.pth",
+        )
     kind = sniff(source)
     if kind == "zip":
         from ckptdoctor.formats.torch_zip import open_zip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -35,14 +35,20 @@ def assemble(
     size: int,
     hints: Mapping[str, str],
     slots: Slots | None = None,
+    expected: frozenset[tuple[str, str]] = frozenset(),
 ) -> Archive:
-    """Find and check everything in `root`; raises CorruptCheckpointError naming the key that is wrong."""
+    """Find and check everything in `root`; raises CorruptCheckpointError naming the key that is wrong.
+
+    `slots` are the parameters and buffers of scripted classes; `expected` are globals that this format
+    itself writes.
+    """
+    named = names.made.keys() - expected
     walk = Walk(root)
     views = Views(path, {key: ref.nbytes for key, ref in storages.items()})
     state_dicts = tuple(_state_dict(place, views, slots) for place in walk.found[:MOST_STATE_DICTS])
     tensors = walk.tensors + isinstance(root, TensorRecord)
     rest = walk.rest() if not isinstance(root, TensorRecord) else {"(the file)": words(root)}
-    unknown = tuple(sorted(f"{m}.{n}" for m, n in names.made if not is_harmless(m, n)))
+    unknown = tuple(sorted(f"{m}.{n}" for m, n in named if not is_harmless(m, n)))
     archive = Archive(
         path=path,
         format=format,
@@ -60,7 +66,7 @@ def assemble(
     modules = {p.path: p.node.what for p in walk.found if p.kind == "module"}
     if format == "torchscript":
         modules = {}
-    return replace(archive, diagnostics=diagnostics(archive, names, modules))
+    return replace(archive, diagnostics=diagnostics(archive, named, modules))
 
 
 def _state_dict(place: Place, views: Views, slots: Slots | None) -> StateDict:
@@ -142,10 +148,12 @@ def envelope_hints(root: Any) -> dict[str, str]:
     return hints
 
 
-def diagnostics(archive: Archive, names: Names, modules: Mapping[str, str]) -> tuple[Diagnostic, ...]:
+def diagnostics(
+    archive: Archive, named: Set[tuple[str, str]], modules: Mapping[str, str]
+) -> tuple[Diagnostic, ...]:
     """Everything unusual that the headers show."""
     found = []
-    dangerous = sorted(f"{m}.{n}" for m, n in names.made if is_dangerous(m, n))
+    dangerous = sorted(f"{m}.{n}" for m, n in named if is_dangerous(m, n))
     if dangerous:
         found.append(findings.dangerous_globals(archive.path, dangerous))
     unknown = [n for n in archive.unknown_globals if n not in set(dangerous)]
@@ -170,7 +178,7 @@ def storage_findings(archive: Archive) -> list[Diagnostic]:
 
 
 def bloat(archive: Archive) -> tuple[int, int, list[str]]:
-    """Bytes of the storages that the state dicts refer to, bytes shown by their tensors, and the keys in question."""
+    """Bytes of the storages in use, bytes that their tensors show, keys that show little of theirs."""
     shown: dict[str, dict[tuple[int, tuple[int, ...]], int]] = {}
     keys: dict[str, list[str]] = {}
     for state_dict in archive.state_dicts:

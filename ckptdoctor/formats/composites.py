@@ -67,7 +67,7 @@ def _quantized(
     scheme = recipe.values.get("scheme")
     made: torch.Tensor
     if scheme == "per_tensor_affine":
-        made = torch._empty_affine_quantized(  # type: ignore[attr-defined]
+        made = torch._empty_affine_quantized(
             spec.shape,
             scale=numbers(recipe.values["scale"]),
             zero_point=numbers(recipe.values["zero_point"]),
@@ -78,12 +78,12 @@ def _quantized(
         if type(axis) is not int or not 0 <= axis < len(spec.shape):
             raise ValueError(f"its axis {axis} is outside its {len(spec.shape)} dimensions")
         scales, zeros = (_vector(recipe, parts, name, spec.shape[axis]) for name in ("scales", "zero_points"))
-        made = torch._empty_per_channel_affine_quantized(  # type: ignore[attr-defined]
+        made = torch._empty_per_channel_affine_quantized(
             spec.shape, scales=scales, zero_points=zeros, axis=axis, dtype=dtype
         )
     else:
         raise ValueError(f"its scheme {scheme!r} is unknown")
-    return made.set_(plain.untyped_storage(), spec.offset, spec.shape, plain.stride())  # type: ignore[no-any-return]
+    return made.set_(plain.untyped_storage(), spec.offset, spec.shape, plain.stride())
 
 
 def _vector(recipe: Recipe, parts: Parts, name: str, length: int) -> torch.Tensor:

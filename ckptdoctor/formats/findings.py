@@ -17,7 +17,7 @@ def unknown_globals(path: str, names: Sequence[str]) -> Diagnostic:
         title=f"The pickle names {plural(len(names), 'class')} or function{'s' * (len(names) > 1)} "
         f"outside the known-harmless list: {listing(list(names))}",
         place=path,
-        why="torch.load(weights_only=True) refuses such a file, and weights_only=False would import and call them",
+        why="torch.load(weights_only=True) refuses it; weights_only=False would import and call them",
         notes=("ckptdoctor imported and called nothing; they are kept as inert values",),
         helps=(Help(f"ckptdoctor inspect {show(path)}", "shows where in the file they are"),),
     )
@@ -76,7 +76,7 @@ def storage_bloat(path: str, stored: int, used: int, keys: Sequence[str]) -> Dia
 
 
 def foreign_devices(path: str, devices: Mapping[str, int]) -> Diagnostic:
-    """CKD404 `foreign-device`: tensors were saved on other devices than the CPU; `devices` is tag -> count."""
+    """CKD404 `foreign-device`: saved on other devices than the CPU; `devices` is tag -> storages."""
     told = ", ".join(f"{plural(n, 'storage')} on {show(d, 40)}" for d, n in list(devices.items())[:4])
     return Diagnostic(
         code="CKD404",
@@ -97,7 +97,7 @@ def bad_crc(path: str, members: Sequence[str], keys: Sequence[str] = ()) -> Diag
         severity="error",
         title=f"{plural(len(members), 'member')} of the zip changed after saving: {listing(list(members))}",
         place=path,
-        why="the CRC-32 stored with the bytes does not fit them; torch.load does not check it and loads wrong values",
+        why="the CRC-32 stored with the bytes does not fit; torch.load does not check it and loads them",
         notes=(f"it holds {listing(list(keys))}",) if keys else (),
         fix=Fix("download or copy the file again", "unsafe"),
         keys=tuple(keys),
@@ -113,6 +113,6 @@ def non_finite(path: str, key: str, nans: int, infs: int, numel: int) -> Diagnos
         severity="warning",
         title=f"{show(key)} holds {' and '.join(parts)} among {plural(numel, 'value')}",
         place=f"{path}#{key}",
-        why="a model that computes with it gives NaN; training diverged before the file was saved, or it is damaged",
+        why="a model that computes with it gives NaN; training diverged before saving, or the file is damaged",
         keys=(key,),
     )

@@ -30,8 +30,7 @@ HARMLESS = frozenset({
 })  # fmt: skip
 
 BUILTIN_TYPES = frozenset(
-    "set frozenset list tuple dict int float complex str bytes bytearray bool slice range object "
-    "long unicode xrange".split()
+    ["set", "frozenset", "list", "tuple", "dict", "int", "float", "complex", "str", "bytes", "bytearray", "bool", "slice", "range", "object", "long", "unicode", "xrange"]
 )
 
 # Modules whose classes and functions make tensors, modules and optimizers, and nothing else.
@@ -42,10 +41,7 @@ HARMLESS_MODULES = (
 )  # fmt: skip
 
 DANGEROUS = frozenset(
-    "os posix nt subprocess sys shutil socket pty runpy webbrowser ctypes _ctypes importlib imp code "
-    "codeop commands pip timeit trace pdb bdb cProfile profile pickle _pickle cloudpickle dill "
-    "marshal shelve multiprocessing signal asyncio http urllib urllib2 requests httplib ftplib smtplib "
-    "telnetlib xmlrpc tempfile zipimport site ensurepip venv idlelib doctest test aiohttp".split()
+    ["os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "pty", "runpy", "webbrowser", "ctypes", "_ctypes", "importlib", "imp", "code", "codeop", "commands", "pip", "timeit", "trace", "pdb", "bdb", "cProfile", "profile", "pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "multiprocessing", "signal", "asyncio", "http", "urllib", "urllib2", "requests", "httplib", "ftplib", "smtplib", "telnetlib", "xmlrpc", "tempfile", "zipimport", "site", "ensurepip", "venv", "idlelib", "doctest", "test", "aiohttp"]
 )
 DANGEROUS_NAMES = frozenset({
     "operator.attrgetter", "operator.methodcaller", "_operator.attrgetter", "_operator.methodcaller",
@@ -56,7 +52,7 @@ DANGEROUS_NAMES = frozenset({
     "_io.FileIO", "logging.config.listen", "torch.storage._load_from_bytes",
 })  # fmt: skip
 DANGEROUS_BUILTINS = frozenset(
-    "eval exec execfile compile open file __import__ apply getattr setattr delattr input breakpoint globals vars".split()
+    ["eval", "exec", "execfile", "compile", "open", "file", "__import__", "apply", "getattr", "setattr", "delattr", "input", "breakpoint", "globals", "vars"]
 )
 
 
@@ -79,9 +75,6 @@ def is_harmless(module: str, name: str) -> bool:
         module == m or module.startswith(m + ".") for m in HARMLESS_MODULES
     ):
         return True
-    return (
-        module == "torch"
-        and (name[:1].islower() or name.endswith("Storage"))
-        and name.islower()
-        or (module == "torch" and name.endswith("Storage"))
+    return (module == "torch" and (name[:1].islower() or name.endswith("Storage")) and name.islower()) or (
+        module == "torch" and name.endswith("Storage")
     )

@@ -24,6 +24,7 @@ class Inert:
     pairs: list[tuple[Any, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Record the arguments, whatever they are."""
         self = object.__new__(cls)
         self.args = args + tuple(kwargs.items())
         self.state = None

@@ -46,14 +46,17 @@ class Function(Closed):
     """A callable with no attribute that a pickle could set."""
 
     __slots__ = ("_call",)
+    _call: Callable[..., Any]
 
     def __init__(self, call: Callable[..., Any]) -> None:
         object.__setattr__(self, "_call", call)
 
     def __call__(self, *args: Any) -> Any:
+        """Make the record."""
         return self._call(*args)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse."""
         raise AttributeError(f"cannot set {name!r}")
 
 
@@ -181,6 +184,7 @@ class ParameterType(Closed):
     __slots__ = ()
 
     def __new__(cls, data: Any = None, *_: Any) -> Any:
+        """The tensor as a parameter."""
         return _parameter(data)
 
 
@@ -190,6 +194,7 @@ class TensorType(Closed):
     __slots__ = ()
 
     def __new__(cls, data: Any = None, *_: Any) -> Any:
+        """The tensor itself."""
         return data
 
 

@@ -12,7 +12,8 @@ from ckptdoctor.formats.words import show, size_words
 # pickle.dumps(0x1950A86A20F9469CFC6C, protocol): how every legacy torch file begins
 LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
 _LEGACY = re.compile(
-    rb"(?:\x80[\x02-\x05](?:\x95.{8})?)?(?:\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.|L?119547037146038801333356L?\n\.)",
+    rb"(?:\x80[\x02-\x05](?:\x95.{8})?)?"
+    rb"(?:\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.|L?119547037146038801333356L?\n\.)",
     re.S,
 )
 _LFS = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\s+oid sha256:([0-9a-f]+)\s+size (\d+)")
@@ -44,7 +45,7 @@ FOREIGN = (
     Foreign(b"lmgg", "a GGML file (old llama.cpp)", "use the original checkpoint"),
     Foreign(b"tjgg", "a GGML file (old llama.cpp)", "use the original checkpoint"),
     Foreign(b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, TensorFlow)", CONVERT),
-    Foreign(b"\x93NUMPY", "a numpy array (.npy)", "torch.from_numpy(numpy.load(FILE)) and torch.save a dict of it"),
+    Foreign(b"\x93NUMPY", "a numpy array (.npy)", "torch.save a dict of torch.from_numpy of it"),
     Foreign(b"TFL3", "a TensorFlow Lite model", CONVERT, 4),
     Foreign(b"ET12", "an ExecuTorch program", "use the checkpoint it was exported from", 4),
     Foreign(b"\x7fELF", "a program (ELF)", "look for the checkpoint itself"),

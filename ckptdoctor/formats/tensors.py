@@ -1,4 +1,4 @@
-"""Values: one tensor of a state dict at a time, as a torch tensor on the CPU. torch is imported here, lazily."""
+"""Values: one tensor of a state dict at a time, as a torch tensor on the CPU. torch is imported lazily."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class TensorReader:
         ref = self.archive.storages[storage_id]
         storage = self._read(ref)
         if ref.byteorder != sys.byteorder and element_size(ref.dtype) > 1:
-            storage.byteswap(self._dtype(key, ref.dtype))
+            storage.byteswap(self._dtype(key, ref.dtype))  # type: ignore[no-untyped-call]
         elif ref.byteorder != sys.byteorder and element_size(dtype) > 1:
             raise self._refused(key, f"was saved by a {ref.byteorder}-endian machine without saying as what")
         if self._left[storage_id] > 1 or key in self._asked:
@@ -104,7 +104,7 @@ class TensorReader:
     def _read(self, ref: StorageRef) -> torch.UntypedStorage:
         import torch
 
-        storage = torch.UntypedStorage(ref.nbytes)
+        storage: torch.UntypedStorage = torch.UntypedStorage(ref.nbytes)  # type: ignore[no-untyped-call]
         if not ref.nbytes:
             return storage
         memory = (ctypes.c_char * ref.nbytes).from_address(storage.data_ptr())

@@ -34,7 +34,7 @@ def open_legacy(source: FileSource) -> Archive:
     info = load("the system information")
     root = load("the pickle")
     keys = load("the list of storages")
-    storages = _storages(source, records, keys, window.position)
+    storages = storage_table(source, records, keys, window.position)
     hints = {"torch": "before 1.6, or saved with _use_new_zipfile_serialization=False", "byteorder": "little"}
     if isinstance(info, dict) and info.get("little_endian") is False:
         hints["saved_on"] = "a big-endian machine"
@@ -50,7 +50,7 @@ def open_legacy(source: FileSource) -> Archive:
     )
 
 
-def _storages(source: FileSource, records: Storages, keys: Any, position: int) -> dict[str, StorageRef]:
+def storage_table(source: FileSource, records: Storages, keys: Any, position: int) -> dict[str, StorageRef]:
     """Where each storage's bytes are; their counts must be those that the pickle gave."""
     if not isinstance(keys, list):
         raise corrupt(source.path, "its list of storages is none")
@@ -76,7 +76,8 @@ def _storages(source: FileSource, records: Storages, keys: Any, position: int) -
         if position + nbytes > source.size:
             raise corrupt(
                 source.path,
-                f"storage {show(key)!r} should end at byte {position + nbytes}, the file has {source.size} (truncated)",
+                f"storage {show(key)!r} should end at byte {position + nbytes}, "
+                f"the file has {source.size} (truncated)",
             )
         refs[key] = StorageRef(source.path, position, nbytes, record.dtype, record.device)
         position += nbytes

@@ -8,7 +8,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from ckptdoctor.errors import ReadError
 from ckptdoctor.formats.inert import Inert, StorageRecord, StorageType, stand_in
@@ -22,7 +22,8 @@ ADVICE = "download or copy the file again; if that does not help, save it again 
 
 # A protocol-0 pickle writes a persistent id as its repr; torch.load cannot read that, we can.
 _TEXT_ID = re.compile(
-    r"\('storage', <class 'torch[\w.]*\.(\w+)'>, '([^'\\]*)', '([^'\\]*)', (\d+)(?:, (None|\('[^'\\]*', \d+, \d+\)))?\)"
+    r"\('storage', <class 'torch[\w.]*\.(\w+)'>, '([^'\\]*)', '([^'\\]*)', (\d+)"
+    r"(?:, (None|\('[^'\\]*', \d+, \d+\)))?\)"
 )
 
 
@@ -33,6 +34,7 @@ class Names:
         self.made: dict[tuple[str, str], Any] = {}
 
     def get(self, module: str, name: str) -> Any:
+        """The stand-in of ``module.name``, the same one every time."""
         found = self.made.get((module, name))
         if found is None:
             if len(self.made) >= MOST_GLOBALS:
@@ -55,6 +57,21 @@ class Storages:
         self.by_key: dict[str, StorageRecord] = {}
         self.views: dict[str, StorageRecord] = {}
 
+    def resolve(self, pid: Any) -> Any:
+        """``("storage", type, key, location, numel[, view])`` or ``("module", class, file, source)``."""
+        if type(pid) is tuple and len(pid) in (5, 6) and _text(pid[0]) == "storage":
+            return self.get(*pid[1:])
+        if isinstance(pid, tuple) and len(pid) == 4 and _text(pid[0]) == "module":
+            return pid[1]
+        if isinstance(pid, str) and (found := _TEXT_ID.fullmatch(pid)):
+            return self._text_id(*found.groups())
+        raise pickle.UnpicklingError("it refers to something outside the file that is no storage")
+
+    def _text_id(self, kind: str, key: str, device: str, numel: str, view: str | None) -> StorageRecord:
+        if kind not in STORAGE_DTYPES or (view and view != "None"):
+            raise pickle.UnpicklingError(f"unknown storage type {kind!r}")
+        return self.get(StorageType(kind, STORAGE_DTYPES[kind]), key, device, int(numel))
+
     def get(self, kind: Any, key: Any, device: Any, numel: Any, view: Any = None) -> StorageRecord:
         """The record of one persistent id; raises UnpicklingError where it is malformed."""
         record = self.by_key.get(key) if type(key) is str else None
@@ -69,7 +86,7 @@ class Storages:
         return record if view is None else self._view(record, view)
 
     def _other_size(self, record: StorageRecord, kind: Any, numel: Any) -> None:
-        """The same storage named again as another type; torch keeps the first type, the size must hold both."""
+        """The same storage named again as another type; torch keeps the first type."""
         _check_storage(record.key, kind, numel)
         record.nbytes = max(record.nbytes, numel * DTYPE_SIZES[kind.dtype or "uint8"])
 
@@ -110,29 +127,25 @@ def _text(value: Any) -> str:
 class SafeUnpickler(pickle.Unpickler):
     """`find_class` gives stand-ins, `persistent_load` gives storage records; nothing else is reachable."""
 
-    def __init__(self, window: Window, names: Names, storages: Storages, encoding: str) -> None:
+    def __init__(self, window: Window, names: Names, outside: Outside, encoding: str) -> None:
         super().__init__(window, fix_imports=False, encoding=encoding)
         self.names = names
-        self.storages = storages
+        self.outside = outside
 
     def find_class(self, module: str, name: str) -> Any:
         """Never the object itself."""
         return self.names.get(module, name)
 
     def persistent_load(self, pid: Any) -> Any:
-        """``("storage", type, key, location, numel[, view])`` or ``("module", class, file, source)``."""
-        if type(pid) is tuple and len(pid) in (5, 6) and _text(pid[0]) == "storage":
-            return self.storages.get(*pid[1:])
-        if isinstance(pid, tuple) and len(pid) == 4 and _text(pid[0]) == "module":
-            return pid[1]
-        if isinstance(pid, str) and (found := _TEXT_ID.fullmatch(pid)):
-            return self._text_id(*found.groups())
-        raise pickle.UnpicklingError("it refers to something outside the file that is no storage")
+        """Whatever the format means by it."""
+        return self.outside.resolve(pid)
 
-    def _text_id(self, kind: str, key: str, device: str, numel: str, view: str | None) -> StorageRecord:
-        if kind not in STORAGE_DTYPES or (view and view != "None"):
-            raise pickle.UnpicklingError(f"unknown storage type {kind!r}")
-        return self.storages.get(StorageType(kind, STORAGE_DTYPES[kind]), key, device, int(numel))
+
+class Outside(Protocol):
+    """What persistent ids refer to."""
+
+    def resolve(self, pid: Any) -> Any:
+        """The record for one id; raises UnpicklingError for one that is malformed."""
 
 
 @contextmanager
@@ -152,15 +165,15 @@ def _no_extension_registry() -> Iterator[None]:
     """EXT opcodes look into a cache of real objects that other code in the process may have filled."""
     cache: dict[int, Any] = copyreg._extension_cache  # type: ignore[attr-defined]
     if cache:
-        copyreg.clear_extension_cache()  # type: ignore[attr-defined]
+        copyreg.clear_extension_cache()
     try:
         yield
     finally:
         if cache:
-            copyreg.clear_extension_cache()  # type: ignore[attr-defined]
+            copyreg.clear_extension_cache()
 
 
-def unpickle(window: Window, names: Names, storages: Storages, *, path: str, what: str) -> Any:
+def unpickle(window: Window, names: Names, outside: Outside, *, path: str, what: str) -> Any:
     """The object of the pickle at `window`, which is moved behind it.
 
     Raises CorruptCheckpointError for anything that is no well-formed pickle.
@@ -170,7 +183,7 @@ def unpickle(window: Window, names: Names, storages: Storages, *, path: str, wha
         window.position = start
         try:
             with quiet_gc(), _no_extension_registry():
-                return SafeUnpickler(window, names, storages, encoding).load()
+                return SafeUnpickler(window, names, outside, encoding).load()
         except ReadError:
             raise
         except UnicodeDecodeError as error:

@@ -133,9 +133,8 @@ class Walk:
             return False
         if isinstance(node, dict):
             self._judge(place)
-        elif isinstance(node, list | tuple) and node and all(isinstance(v, TensorRecord) for v in node):
-            if not _random_states(node):
-                self._accept(place, "list")
+        elif isinstance(node, list | tuple) and _is_tensor_list(node):
+            self._accept(place, "list")
         return True
 
     def _accept(self, place: Place, kind: str) -> None:
@@ -213,9 +212,11 @@ def is_extra(key: str) -> bool:
     return key == "_extra_state" or key.endswith("._extra_state")
 
 
-def _random_states(node: Any) -> bool:
-    """Generator states: byte vectors, one per device."""
-    return all(
+def _is_tensor_list(node: list[Any] | tuple[Any, ...]) -> bool:
+    """Tensors and nothing else, and not the states of random generators (byte vectors, one per device)."""
+    if not node or not all(isinstance(v, TensorRecord) for v in node):
+        return False
+    return not all(
         getattr(r.storage, "dtype", "") == "uint8" and isinstance(r.size, tuple) and len(r.size) == 1
         for r in node
     )
