@@ -39,7 +39,7 @@ def load_target(
     if path.suffix == ".tree":
         _refuse_kwargs(kwargs, text)
         return _read_tree_file(path)
-    if path.exists() or Path(text.rpartition("#")[0] or os.devnull).is_file():
+    if (text and path.exists()) or Path(text.rpartition("#")[0] or os.devnull).is_file():
         from ckptdoctor.targets.checkpoint import load_reference
 
         _refuse_kwargs(kwargs, text)

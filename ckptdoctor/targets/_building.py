@@ -67,34 +67,42 @@ class _NoAccelerator(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in self._MOVES and args and isinstance(args[0], torch.Tensor):
             return args[0]
+        if name == "to" and any(map(_is_foreign, (*args[1:], kwargs.get("device")))):
+            dtypes = [a for a in (*args[1:], kwargs.get("dtype")) if isinstance(a, torch.dtype)]
+            return func(args[0], dtypes[0]) if dtypes else args[0]
         if _is_foreign(kwargs.get("device")):
             del kwargs["device"]
-        if name == "to":
-            args = [a for i, a in enumerate(args) if i == 0 or not _is_foreign(a)]
-            if len(args) == 1 and not kwargs:
-                return args[0]
         return func(*args, **kwargs)
 
 
 def _is_foreign(device: object) -> bool:
     if isinstance(device, str):
         return device.split(":")[0] not in _LOCAL
+    if isinstance(device, int):  # an accelerator's index; True and False are `non_blocking`
+        return not isinstance(device, bool)
     return isinstance(device, torch.device) and device.type not in _LOCAL
 
 
-def build(make: Callable[[], Any]) -> tuple[Any, str]:
+def build(make: Callable[[], Any]) -> tuple[Any, Exception | None]:
     """Call ``make`` on meta, then on the CPU without random initialisation, then on the CPU as it is.
 
-    Returns the result and why it was not built on meta ("" when it was). Raises what the last try raised.
+    Returns the result and why it was not built on meta (None when it was). Raises what the
+    last try raised, with a note when meta gave another reason.
     """
     try:
         with torch.device("meta"), _NoAccelerator():
-            return make(), ""
+            return make(), None
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = error
     try:
         with torch.device("cpu"), _NoAccelerator(), skipping_random_init():
             return make(), reason
     except Exception:
+        pass
+    try:
         with torch.device("cpu"), _NoAccelerator():
             return make(), reason
+    except Exception as error:
+        if str(error) != str(reason):
+            error.add_note(f"on meta: {type(reason).__name__}: {reason}")
+        raise

@@ -99,6 +99,12 @@ def near_files(path: Path) -> str:
     return f"; beside it there is {listing(str(folder / n) for n in close)}" if close else ""
 
 
+def on_cpu(event: Mapping[str, Any]) -> str:
+    """A note for a model that could not be built on meta, from what was raised there."""
+    message = re.split(r"[.!:]\s|\n", event["message"])[0]
+    return f"built on the CPU, not on meta: {_at(event)}{event['type']}: {printable(message)}"
+
+
 def _arguments(source: Source, label: str, stage: Mapping[str, Any], event: Mapping[str, Any]) -> str:
     missing, unknown, takes = event["missing"], event["unknown"], event["takes"]
     parts = []
@@ -177,8 +183,10 @@ def _raised(source: Source, label: str, stage: Mapping[str, Any], event: Mapping
         return f"{event['at']}:{event['line_at']}: syntax error: {printable(event['message'])}{_code(event)}"
     first, _, rest = event["message"].partition("\n")
     more = f" ({len(rest.splitlines())} more lines)" if rest.strip() else ""
+    notes = "".join(f"\n  {printable(note)}" for note in event["notes"])
     return (
-        f"{_at(event)}{_doing(stage, label)} raises {event['type']}: {printable(first)}{more}{_code(event)}"
+        f"{_at(event)}{_doing(stage, label)} raises {event['type']}: {printable(first)}{more}"
+        f"{_code(event)}{notes}"
     )
 
 

@@ -190,7 +190,7 @@ def _built(candidate: Candidate, kwargs: Mapping[str, Any]) -> Event:
     }
 
 
-def _make(candidate: Candidate, kwargs: Mapping[str, Any]) -> tuple[Any, str]:
+def _make(candidate: Candidate, kwargs: Mapping[str, Any]) -> tuple[Any, Event | None]:
     import torch
 
     from ckptdoctor.targets import _building, _finding
@@ -200,16 +200,16 @@ def _make(candidate: Candidate, kwargs: Mapping[str, Any]) -> tuple[Any, str]:
     if isinstance(thing, torch.nn.Module):
         if kwargs:
             raise _Refusal("instance takes no kwargs")
-        return thing, ""
+        return thing, None
     if not callable(thing):
         raise _Refusal("not a module", value=describe(thing), called=False)
     missing, unknown, takes = _finding.needs(thing, kwargs)
     if missing or unknown:
         raise _Refusal("arguments", missing=missing, unknown=unknown, takes=takes)
-    model, reason = _building.build(lambda: thing(**kwargs))
+    model, failure = _building.build(lambda: thing(**kwargs))
     if not isinstance(model, torch.nn.Module):
         raise _Refusal("not a module", value=describe(model), called=True)
-    return model, reason
+    return model, _raised(failure) if failure is not None else None
 
 
 def _qualified(module: Any) -> str:
@@ -234,6 +234,7 @@ def _raised(error: BaseException, prefix: str = "") -> Event:
         "line_at": line,
         "code": code,
         "module": _missing_module(error),
+        "notes": [str(note)[:1000] for note in getattr(error, "__notes__", ())],
     }
     if prefix:
         return facts
@@ -252,7 +253,7 @@ def _user_line(error: BaseException) -> tuple[str, int, str]:
         if not frame.f_code.co_filename.startswith((_PACKAGE, "<"))
     ]
     own = [f for f in frames if not _paths.is_installed(f[0])]
-    if not frames:
+    if not own:
         return "", 0, ""
-    file, line = (own or frames)[-1]
+    file, line = own[-1]
     return _paths.shown_path(file), line, linecache.getline(file, line).strip()

@@ -154,8 +154,7 @@ def _all_candidates(
 def _target(source: Source, event: Mapping[str, Any]) -> Target:
     notes: tuple[str, ...] = ()
     if event["reason"]:
-        reason = printable(event["reason"].split("\n")[0])
-        notes = (f"built on the CPU, because the constructor does not run on meta ({reason})",)
+        notes = (_wording.on_cpu(event["reason"]),)
     return Target(
         tree=_wire.decode(event["tree"]),
         label=source.label(event["name"]),

@@ -36,6 +36,7 @@ _SHORT = {
 }  # fmt: skip
 _LONG = {short: dtype for dtype, short in _SHORT.items()}
 _SPEC = re.compile(r"(?P<dtype>[A-Za-z]\w*)\[(?P<shape>(\d+(,\d+)*)?)\]")
+_DTYPE = re.compile(r"b?float\d+\w*|u?int\d+|bits\d+\w*|complex\d+|qu?int\d+\w*|bool")  # torch's own names
 _LAYOUT = "layout:"
 _CONFLICT = ("<<<<<<<", "=======", ">>>>>>>", "|||||||")
 
@@ -110,7 +111,7 @@ def _tie_owners(tree: ParamTree) -> dict[str, str]:
 
 
 def _words(spec: TensorSpec, kind: str) -> str:
-    if not re.fullmatch(r"[A-Za-z]\w*", spec.dtype) or long_dtype(short_dtype(spec.dtype)) != spec.dtype:
+    if not _DTYPE.fullmatch(spec.dtype):
         raise TreeFileError(f"`{printable(spec.dtype)}` is no dtype that a .tree file can hold")
     layout = "" if spec.layout == "strided" else f" {_LAYOUT}{spec.layout}"
     return spec_text(spec) + (f"  {kind}" if kind else "") + layout
@@ -190,11 +191,14 @@ class _Reader:
         found = _SPEC.fullmatch(words[0]) if words else None
         if not found:
             raise self.fail(number, f"expected dtype[shape] as in f32[64,3], found `{printable(rest)}`")
+        dtype = long_dtype(found["dtype"])
+        if not _DTYPE.fullmatch(dtype):
+            raise self.fail(number, f"`{printable(found['dtype'])}` is no dtype")
         owner, marks = self._owner(number, words[1:])
         kind, layout = self._marks(number, marks)
         shape = tuple(map(int, found["shape"].split(","))) if found["shape"] else ()
         kept: Kind = "buffer" if kind == "transient" else kind  # type: ignore[assignment]
-        spec = TensorSpec(shape, long_dtype(found["dtype"]), kept, layout=layout)
+        spec = TensorSpec(shape, dtype, kept, layout=layout)
         (self.transient if kind == "transient" else self.specs).update(dict.fromkeys(keys, spec))
         if owner is not None:
             self.ties += [(number, key, owner) for key in keys]
