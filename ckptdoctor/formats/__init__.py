@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 
+from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
 from ckptdoctor.formats.sniff import foreign, sniff
 from ckptdoctor.formats.source import FileSource
 
-__all__ = ["Archive", "Recipe", "StateDict", "StorageRef", "open_checkpoint"]
+__all__ = ["Archive", "Recipe", "StateDict", "StorageRef", "deep_check", "open_checkpoint"]
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Archive:
@@ -26,6 +27,16 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Archive:
 
         return open_file(checkpoint_in(name))
     return open_file(name)
+
+
+def deep_check(archive: Archive) -> list[Diagnostic]:
+    """Findings that need every byte of the file: bad checksums, NaN and infinity. Needs torch.
+
+    Raises ReadError if the file cannot be read any more.
+    """
+    from ckptdoctor.formats.deep import check
+
+    return check(archive)
 
 
 def open_file(path: str) -> Archive:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FLOATS = ("float", "bfloat", "complex")
 
 
-def deep_check(archive: Archive) -> list[Diagnostic]:
+def check(archive: Archive) -> list[Diagnostic]:
     """CKD405 for members whose CRC-32 does not fit, CKD406 for each tensor with NaN or infinity.
 
     Reads the whole file. A zip whose members all lack checksums (torch can leave them out) passes.

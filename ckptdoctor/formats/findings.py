@@ -113,6 +113,6 @@ def non_finite(path: str, key: str, nans: int, infs: int, numel: int) -> Diagnos
         severity="warning",
         title=f"{show(key)} holds {' and '.join(parts)} among {plural(numel, 'value')}",
         place=f"{path}#{key}",
-        why="a model that computes with it gives NaN; training diverged before saving, or the file is damaged",
+        why="a model that computes with it gives NaN; training diverged, or the file is damaged",
         keys=(key,),
     )

@@ -29,9 +29,10 @@ HARMLESS = frozenset({
     "easydict.EasyDict", "addict.addict.Dict", "yacs.config.CfgNode", "fvcore.common.config.CfgNode",
 })  # fmt: skip
 
-BUILTIN_TYPES = frozenset(
-    ["set", "frozenset", "list", "tuple", "dict", "int", "float", "complex", "str", "bytes", "bytearray", "bool", "slice", "range", "object", "long", "unicode", "xrange"]
-)
+BUILTIN_TYPES = frozenset({
+    "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "long",
+    "object", "range", "set", "slice", "str", "tuple", "unicode", "xrange",
+})  # fmt: skip
 
 # Modules whose classes and functions make tensors, modules and optimizers, and nothing else.
 HARMLESS_MODULES = (
@@ -40,9 +41,14 @@ HARMLESS_MODULES = (
     "torch.jit._pickle", "__torch__", "numpy.dtypes",
 )  # fmt: skip
 
-DANGEROUS = frozenset(
-    ["os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "pty", "runpy", "webbrowser", "ctypes", "_ctypes", "importlib", "imp", "code", "codeop", "commands", "pip", "timeit", "trace", "pdb", "bdb", "cProfile", "profile", "pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "multiprocessing", "signal", "asyncio", "http", "urllib", "urllib2", "requests", "httplib", "ftplib", "smtplib", "telnetlib", "xmlrpc", "tempfile", "zipimport", "site", "ensurepip", "venv", "idlelib", "doctest", "test", "aiohttp"]
-)
+DANGEROUS = frozenset({
+    "_ctypes", "_pickle", "aiohttp", "asyncio", "bdb", "cProfile", "cloudpickle", "code", "codeop",
+    "commands", "ctypes", "dill", "doctest", "ensurepip", "ftplib", "http", "httplib", "idlelib",
+    "imp", "importlib", "marshal", "multiprocessing", "nt", "os", "pdb", "pickle", "pip", "posix",
+    "profile", "pty", "requests", "runpy", "shelve", "shutil", "signal", "site", "smtplib", "socket",
+    "subprocess", "sys", "telnetlib", "tempfile", "test", "timeit", "trace", "urllib", "urllib2",
+    "venv", "webbrowser", "xmlrpc", "zipimport",
+})  # fmt: skip
 DANGEROUS_NAMES = frozenset({
     "operator.attrgetter", "operator.methodcaller", "_operator.attrgetter", "_operator.methodcaller",
     "functools.reduce", "types.CodeType", "types.FunctionType", "torch.load", "torch.hub.load",
@@ -51,9 +57,10 @@ DANGEROUS_NAMES = frozenset({
     "numpy.testing._private.utils.runstring", "numpy.load", "io.open", "io.FileIO", "_io.open",
     "_io.FileIO", "logging.config.listen", "torch.storage._load_from_bytes",
 })  # fmt: skip
-DANGEROUS_BUILTINS = frozenset(
-    ["eval", "exec", "execfile", "compile", "open", "file", "__import__", "apply", "getattr", "setattr", "delattr", "input", "breakpoint", "globals", "vars"]
-)
+DANGEROUS_BUILTINS = frozenset({
+    "__import__", "apply", "breakpoint", "compile", "delattr", "eval", "exec", "execfile", "file",
+    "getattr", "globals", "input", "open", "setattr", "vars",
+})  # fmt: skip
 
 
 def is_dangerous(module: str, name: str) -> bool:
@@ -75,6 +82,9 @@ def is_harmless(module: str, name: str) -> bool:
         module == m or module.startswith(m + ".") for m in HARMLESS_MODULES
     ):
         return True
-    return (module == "torch" and (name[:1].islower() or name.endswith("Storage")) and name.islower()) or (
-        module == "torch" and name.endswith("Storage")
+    return (
+        (module == "torch"
+        and (name[:1].islower() or name.endswith("Storage"))
+        and name.islower())
+        or (module == "torch" and name.endswith("Storage"))
     )

@@ -137,7 +137,7 @@ def refuse_foreign(path: str, head: bytes, size: int) -> None:
 def _nothing_known(path: str, head: bytes) -> ReadError:
     if not head.strip(b"\0"):
         return CorruptCheckpointError(
-            f"{show(path)}: it begins with zero bytes only (an unfinished download or copy); download it again"
+            f"{show(path)}: it begins with zeros only (an unfinished download or copy); download it again"
         )
     try:
         text = head.decode()
