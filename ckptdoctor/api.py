@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.decisions import Decision, parse_decisions
+from ckptdoctor.errors import ApplyError, DecisionError, PlanError, StalePlanError
+from ckptdoctor.keys import printable
 
 if TYPE_CHECKING:
     import torch
 
     from ckptdoctor.diagnosis import Diagnosis
-    from ckptdoctor.formats.base import Archive
+    from ckptdoctor.formats.base import Archive, StateDict
     from ckptdoctor.plan import Plan
+    from ckptdoctor.receipt import Receipt
     from ckptdoctor.targets import Target
     from ckptdoctor.treediff import TreeDiff
     from ckptdoctor.trees import ParamTree
@@ -107,6 +110,145 @@ def plan(
     diagnosis.raise_for_verdict()
     assert diagnosis.plan is not None  # raise_for_verdict
     return diagnosis.plan
+
+
+def apply(
+    plan: Plan,
+    path: PathLike | None = None,
+    *,
+    model: Model = None,
+    out: PathLike | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    timeout: float = 60,
+    device: Any = None,
+) -> Receipt:
+    """Do exactly what a plan says, and prove it: into a live ``model``, or into the file ``out``.
+
+    ``path`` is the checkpoint, by default the one that the plan names. With ``out`` (``.pth`` or
+    ``.safetensors``) ``model`` only says which tree the file is for, by default the plan's model (built with
+    ``kwargs``); a live model is not changed then. Raises :class:`~ckptdoctor.errors.StalePlanError` when
+    the plan was made for other trees, and ``ApplyError``, after which model and file are as before.
+
+    >>> print(apply(plan(model, "ddp.pth"), "ddp.pth", model=model))    # doctest: +SKIP
+    loaded 320 tensors (25,610,205 values) from ddp.pth into ResNet
+    """
+    file = plan.source.file if path is None else path
+    archive = inspect(file)
+    if out is None:
+        if model is None or isinstance(model, str | os.PathLike):
+            raise ApplyError("apply() needs a live model to load into, or out= for a file to write")
+        return _into_model(plan, archive, model, device)
+    target = _target(plan.target.model if model is None else model, None, kwargs, timeout)
+    return _into_file(plan, archive, target, out)
+
+
+def _chosen(plan: Plan, archive: Archive) -> StateDict:
+    try:
+        return archive[plan.source.state_dict]
+    except KeyError as error:
+        raise StalePlanError(f"{printable(archive.path)}: {error.args[0]}") from None
+
+
+def _into_model(plan: Plan, archive: Archive, model: torch.nn.Module, device: Any) -> Receipt:
+    from ckptdoctor.formats.tensors import TensorReader
+    from ckptdoctor.loading import apply_to_model
+    from ckptdoctor.plan import expand
+
+    chosen, tree = _chosen(plan, archive), snapshot(model)
+    return apply_to_model(
+        expand(plan, chosen.tree, tree),
+        TensorReader(archive, chosen),
+        model,
+        tree,
+        fresh=lambda: TensorReader(archive, chosen),
+        device=device,
+        source_versions=chosen.tree.versions,
+        accept=_accepted(plan),
+        source=archive.path,
+        state_dict=chosen.path,
+        target=type(model).__name__,
+    )
+
+
+def _into_file(plan: Plan, archive: Archive, target: Target, out: PathLike) -> Receipt:
+    from ckptdoctor.formats.tensors import TensorReader
+    from ckptdoctor.loading import apply_to_file
+    from ckptdoctor.plan import expand
+
+    chosen = _chosen(plan, archive)
+    return apply_to_file(
+        expand(plan, chosen.tree, target.tree),
+        TensorReader(archive, chosen),
+        out,
+        target.tree,
+        fresh=lambda: TensorReader(archive, chosen),
+        source_versions=chosen.tree.versions,
+        accept=_accepted(plan),
+        source=archive.path,
+        state_dict=chosen.path,
+        target=target.label,
+    )
+
+
+def _accepted(plan: Plan) -> tuple[str, ...]:
+    return tuple(d.value for d in parse_decisions(plan.decision) if d.kind == "accept")
+
+
+def auto_load(
+    model: torch.nn.Module,
+    path: PathLike,
+    *,
+    plan: Plan | PathLike | None = None,
+    decisions: Decisions = (),
+    device: Any = None,
+    reporter: Any = None,
+) -> Receipt:
+    """Load a checkpoint into a live model, repairing names and layouts on the way, strictly and proved.
+
+    Diagnoses, plans, applies and verifies; every model key is filled from the file, tied, or kept by a
+    recorded decision. With ``plan`` (a :class:`Plan` or the path of a plan file) exactly that is done.
+    ``decisions`` are the texts of the command line's flags (``["reinit=fc.**", "choose=state_dict_ema"]``);
+    ``device`` is where a model on the meta device is created, others are filled where they are.
+
+    Raises :class:`~ckptdoctor.errors.UndecidedError` or :class:`~ckptdoctor.errors.IncompatibleError` with
+    ``.diagnostics``, and :class:`~ckptdoctor.errors.ApplyError`; the model is untouched then.
+
+    >>> receipt = auto_load(model, "ddp.pth")                           # doctest: +SKIP
+    >>> receipt.loaded                                                  # doctest: +SKIP
+    320
+    """
+    if plan is not None:
+        made = read_plan(plan) if isinstance(plan, str | os.PathLike) else plan
+        if tuple(decisions):
+            raise DecisionError("a plan holds its decisions already; give either plan= or decisions=")
+        return _into_model(made, inspect(path), model, device)
+    found = diagnose(model, path, decisions=decisions, reporter=reporter)
+    found.raise_for_verdict()
+    assert found.plan is not None  # raise_for_verdict
+    return _into_model(found.plan, found.archive, model, device)
+
+
+def read_plan(path: PathLike) -> Plan:
+    """Read a plan file (TOML). Raises :class:`~ckptdoctor.errors.PlanError` naming the line."""
+    from ckptdoctor.plan import from_toml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{printable(os.fspath(path))} is no plan: {error.reason}") from None
+    except OSError as error:
+        raise PlanError(f"{printable(os.fspath(path))} cannot be read: {error.strerror}") from None
+    try:
+        return from_toml(text)
+    except PlanError as error:
+        raise PlanError(f"{printable(os.fspath(path))}: {error}", error.diagnostics) from None
+
+
+def write_diagnosed(diagnosis: Diagnosis, out: PathLike) -> Receipt:
+    """Apply the plan of a diagnosis to a file; the model is not built a second time."""
+    diagnosis.raise_for_verdict()
+    assert diagnosis.plan is not None  # raise_for_verdict
+    return _into_file(diagnosis.plan, diagnosis.archive, diagnosis.target, out)
 
 
 def _target(

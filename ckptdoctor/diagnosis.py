@@ -173,7 +173,7 @@ def examine(
     decisions = tuple(decisions)
     chosen, alignment, question = _choose(archive, target, decisions, reporter)
     plan, problem = None, ""
-    if chosen is not None and alignment is not None:
+    if chosen is not None and alignment is not None and question is None:
         plan, problem = _plan(archive, chosen, target, alignment, decisions)
     tree = chosen.tree if chosen is not None else None
     case = Case(
@@ -205,10 +205,8 @@ def examine(
 def _choose(
     archive: Archive, target: Target, decisions: tuple[Decision, ...], reporter: Any
 ) -> tuple[StateDict | None, Alignment | None, Question | None]:
-    try:
-        from ckptdoctor.align.select import choose_state_dict
-    except ImportError:  # until the matching engine brings its own
-        choose_state_dict = _first_that_fits  # type: ignore[assignment]
+    from ckptdoctor.align.select import choose_state_dict
+
     candidates = {sd.path: sd for sd in archive.state_dicts if len(sd.tree)}
     if not candidates:
         return None, None, None
@@ -219,23 +217,6 @@ def _choose(
     return candidates[chosen.path], chosen.alignment, chosen.question
 
 
-def _first_that_fits(pairs: Any, target: ParamTree, decisions: Any, reporter: Any = None) -> Any:
-    from types import SimpleNamespace
-
-    from ckptdoctor.align import align
-
-    wanted = [d.value for d in decisions if d.kind == "choose"]
-    pairs = [(p, t) for p, t in pairs if p in wanted] or pairs
-    tried = [(path, align(tree, target, decisions)) for path, tree in pairs]
-    good = [sum(m.status == "safe" for m in a.matches.values()) for _, a in tried]
-    if good.count(max(good)) > 1 and max(good):
-        paths = tuple(p for (p, _), n in zip(tried, good, strict=True) if n == max(good))
-        question = Question("envelope", f"{len(paths)} state dicts fit the model equally well", sources=paths)
-        return SimpleNamespace(path=None, alignment=None, question=question)
-    path, alignment = tried[good.index(max(good))]
-    return SimpleNamespace(path=path, alignment=alignment, question=None)
-
-
 def _plan(
     archive: Archive,
     chosen: StateDict,
@@ -243,7 +224,7 @@ def _plan(
     alignment: Alignment,
     decisions: tuple[Decision, ...],
 ) -> tuple[Plan | None, str]:
-    if alignment.verdict in ("undecided", "incompatible"):
+    if alignment.verdict == "incompatible":
         return None, ""
     from ckptdoctor.planner import make_plan
 
@@ -257,6 +238,8 @@ def _plan(
             model_label=target.label,
             decisions=decisions,
         )
+    except UndecidedError:
+        return None, ""
     except PlanError as error:
         return None, str(error)
     return plan, ""
@@ -265,10 +248,12 @@ def _plan(
 def _verdict(case: Case, chosen: StateDict | None) -> Verdict:
     if case.alignment is None or chosen is None:
         return "undecided" if case.question is not None else "incompatible"
+    if any(d.severity == "error" for d in case.archive.diagnostics):
+        return "incompatible"  # its bytes are not what it says they are
     verdict = case.alignment.verdict
     if verdict in ("undecided", "incompatible"):
         return verdict
-    if case.plan is None or case.question is not None:
+    if case.plan is None or not case.plan.complete or case.question is not None:
         return "undecided"
     return "compatible" if verdict == "compatible" and _plainly_loadable(case, chosen) else "repairable"
 

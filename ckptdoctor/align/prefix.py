@@ -115,7 +115,8 @@ def strips_of(keys: Iterable[str], base: Base) -> tuple[Strip, ...]:
         Strip(segment, BY_SEGMENT[segment].writer, BY_SEGMENT[segment].anywhere, count)
         for segment, count in wrapper_counts(keys).items()
     ]
-    if base.source:
+    # With a prefix on the model's side as well it is a rename, not a strip.
+    if base.source and not base.target:
         count = sum(strip_key(k).startswith(base.source + ".") for k in keys)
         found.append(Strip(base.source, "", False, count))
     return tuple(found)

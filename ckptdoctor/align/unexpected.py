@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ckptdoctor.align.model import Match, Question
+from ckptdoctor.align.model import Question
 from ckptdoctor.align.names import is_derived, is_training_state, table
+from ckptdoctor.align.prefix import relative_name
 from ckptdoctor.keys import fold
 from ckptdoctor.wrappers import strip_key
 
@@ -21,7 +22,24 @@ def reasons(state: State, keys: Iterable[str], used: set[str]) -> dict[str, tupl
     """Key -> reason and whether it is good enough to leave the key unused without asking."""
     alive = {part for key in used for part in _parents(strip_key(key))}
     twins = {state.target[k].shape: leader for k, leader in state.followers.items()}
-    return {key: _reason(state, key, alive, twins) for key in keys}
+    fresh = _reinitialised(state)
+    return {
+        key: ("its model key keeps its initial values, as decided", True)
+        if key in fresh and not state.refusal
+        else _reason(state, key, alive, twins)
+        for key in keys
+    }
+
+
+def _reinitialised(state: State) -> set[str]:
+    """Checkpoint keys whose namesake in the model keeps its initial values by a decision."""
+    kept = (m.target for m in state.matches.values() if m.status == "kept" and _by_decision(m))
+    named = {relative_name(strip_key(key), state.base.target) for key in kept}
+    return {key for name, key in state.source_names.items() if name in named}
+
+
+def _by_decision(match: Match) -> bool:
+    return any(reason.startswith("decision: reinit=") for reason in match.evidence)
 
 
 def _reason(state: State, key: str, alive: set[str], twins: dict[tuple[int, ...], str]) -> tuple[str, bool]:
@@ -62,12 +80,13 @@ def questions(state: State) -> list[Question]:
     spoken = {k for q in state.questions for k in q.targets}
     found = []
     missing = [m for m in state.matches.values() if m.status == "missing" and m.target not in spoken]
-    mismatched = [m.target for m in missing if _namesake(state, m) is not None]
+    same = _namesakes(state)
+    mismatched = [m.target for m in missing if m.target in same]
     found += _shape_questions(state, mismatched)
     found += _missing_questions([m.target for m in missing if m.target not in set(mismatched)])
     found += _open_questions(state, spoken)
     loose = [u.source for u in state.unused.values() if not u.decided and u.reason.startswith("nothing")]
-    namesakes = {_namesake(state, m) for m in missing}
+    namesakes = {same.get(m.target) for m in missing}
     loose = [k for k in loose if k not in namesakes]
     for group in _by_parent(loose).values():
         flag = _pattern(group)
@@ -88,13 +107,14 @@ def _count(keys: list[str], what: str) -> str:
     return f"`{keys[0]}` fills" if len(keys) == 1 else f"{len(keys)} {what}s under `{_stem(keys)}` fill"
 
 
-def _namesake(state: State, match: Match) -> str | None:
-    """The checkpoint key of the same name, when its shape is what is wrong."""
+def _namesakes(state: State) -> dict[str, str]:
+    """Model key -> the unused checkpoint key of the same name, whose shape is what is wrong."""
+    found = {}
     for name, key in state.target_names.items():
-        if key == match.target:
-            mine = state.source_names.get(name)
-            return mine if mine is not None and mine in state.unused else None
-    return None
+        mine = state.source_names.get(name)
+        if mine is not None and mine in state.unused:
+            found[key] = mine
+    return found
 
 
 def _shape_questions(state: State, keys: list[str]) -> list[Question]:

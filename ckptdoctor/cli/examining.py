@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -62,9 +63,17 @@ def diagnose(
     Writes nothing. Exits 0 only when it loads strictly as it is.
     """
     from ckptdoctor.cli.output import show_diagnosis
-    from ckptdoctor.reports.trace import Trace
 
-    found = examine(model, checkpoint, options, Trace() if trace else None)
+    reporter = None
+    if trace:
+        from ckptdoctor.align.reporter import TextReporter
+
+        reporter = TextReporter()
+    found = examine(model, checkpoint, options, reporter)
+    if reporter is not None:
+        from ckptdoctor.reports.trace import write_trace
+
+        write_trace(reporter, sys.stderr)
     show_diagnosis(found, form, out, verbose, options["kwargs"], expand)
     return int(not found.ok and not exit_zero)
 

@@ -34,7 +34,7 @@ def repair(model: str, checkpoint: str, out: str, form: str, verbose: bool, **op
 
     Only when everything is safe or decided; else the questions are on stderr, nothing is written, exit 1.
     """
-    from ckptdoctor.api import apply_diagnosis
+    from ckptdoctor.api import write_diagnosed
     from ckptdoctor.cli.examining import examine
     from ckptdoctor.cli.output import explain_refusal
 
@@ -43,7 +43,7 @@ def repair(model: str, checkpoint: str, out: str, form: str, verbose: bool, **op
     if found.verdict not in ("compatible", "repairable") or found.plan is None:
         explain_refusal(found, verbose, options["kwargs"])
         return 1
-    _show(apply_diagnosis(found, out), form)
+    _show(write_diagnosed(found, out), form)
     return 0
 
 
@@ -76,9 +76,7 @@ def apply(
     path = checkpoint or beside(parsed.source.file, plan)
     refuse_input(out, path)
     refuse_input(out, plan)
-    receipt = run(
-        parsed, path, out=out, target=model or parsed.target.model, kwargs=kwargs_of(kwargs), timeout=timeout
-    )
+    receipt = run(parsed, path, out=out, model=model, kwargs=kwargs_of(kwargs), timeout=timeout)
     _show(receipt, form)
     return 0
 

@@ -10,6 +10,7 @@ from ckptdoctor.reports.finding import Options, add_diagnostic
 from ckptdoctor.reports.page import Page, cut
 from ckptdoctor.rules.words import count, human, shape_text, tree_words
 from ckptdoctor.trees import ParamTree
+from ckptdoctor.wrappers import BY_SEGMENT, wrapper_counts
 
 if TYPE_CHECKING:
     from ckptdoctor.formats.base import Archive, StateDict
@@ -35,8 +36,9 @@ def inspect_page(archive: Archive, options: Options | None = None) -> Page:
         (printable(archive.path), "title"),
         f"  {printable(archive.description)}, {size_text(archive.size)}, {count(archive.tensors, 'tensor')}",
     )
-    for name, value in archive.hints.items():
-        page.add((f"  {printable(name)}: ", "grey"), printable(value))
+    saved = "; ".join(origin(archive))
+    if saved:
+        page.add(("  saved: ", "grey"), cut(saved, options.width - 9))
     for state_dict in archive.state_dicts:
         _state_dict(page, state_dict, options, len(archive.state_dicts))
     _rest(page, archive, options)
@@ -45,6 +47,20 @@ def inspect_page(archive: Archive, options: Options | None = None) -> Page:
     for diagnostic in archive.diagnostics:
         add_diagnostic(page, diagnostic, options, 4)
     return page
+
+
+def origin(archive: Archive) -> list[str]:
+    """Where it was saved from, as far as the file tells: torch's version, wrappers, devices."""
+    trees = [sd.tree for sd in archive.state_dicts]
+    words = [f"torch {printable(archive.hints['torch'])}"] if "torch" in archive.hints else []
+    segments = dict.fromkeys(s for tree in trees for s in wrapper_counts(tree.specs))
+    words += [f"under {BY_SEGMENT[s].writer} (`{s}.`)" for s in segments]
+    devices = dict.fromkeys(spec.device for tree in trees for spec in tree.specs.values())
+    if devices and list(devices) != ["cpu"]:
+        words.append("on " + ", ".join(printable(d) for d in devices))
+    hidden = ("torch", "root", "zip_version", "byteorder")
+    words += [f"{printable(k)} {printable(v)}" for k, v in archive.hints.items() if k not in hidden]
+    return words
 
 
 def _state_dict(page: Page, state_dict: StateDict, options: Options, many: int) -> None:
@@ -121,6 +137,7 @@ def inspect_dict(archive: Archive) -> dict[str, Any]:
         "state_dicts": [_state_dict_dict(sd) for sd in archive.state_dicts],
         "rest": dict(archive.rest),
         "hints": dict(archive.hints),
+        "saved": origin(archive),
         "globals": list(archive.globals),
         "unknown_globals": list(archive.unknown_globals),
         "storages": len(archive.storages),

@@ -39,6 +39,8 @@ def _page(diagnosis: Diagnosis, options: Options, alike: int) -> Page:
             _one_line(page, diagnostic, options)
         else:
             add_diagnostic(page, diagnostic, options, alike)
+    if page.lines and page.lines[-1]:
+        page.add("")
     _tally(page, diagnosis, options)
     return page
 
@@ -60,7 +62,9 @@ def _tally(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     page.add((_found(diagnosis), "title"))
     if diagnosis.verdict in ("repairable", "undecided") and diagnosis.alignment is not None:
         share = f"{percent(diagnosis.coverage)} of the model's values"
-        page.add(f"After the fixes {len(diagnosis.loaded):,} of {count(len(tree), 'tensor')} load, {share}.")
+        loads = "loads" if len(tree) == 1 else "load"
+        loaded = f"{len(diagnosis.loaded):,} of {count(len(tree), 'tensor')}"
+        page.add(f"After the fixes {loaded} {loads}, {share}.")
     elif diagnosis.verdict == "incompatible":
         page.add(f"{file} does not belong to {label}; nothing is repaired.")
     page.add("")

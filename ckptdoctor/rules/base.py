@@ -57,12 +57,41 @@ class Case:
 
     @cached_property
     def stripped(self) -> Mapping[str, str]:
-        """Checkpoint key -> its name once the wrappers' segments are taken out."""
+        """Checkpoint key -> its name once the wrappers' segments that the model lacks are taken out."""
         from ckptdoctor.rules.strips import strip_all
 
         if self.source is None or self.alignment is None:
             return {}
-        return strip_all(self.source.specs, self.alignment.strips)
+        partners = {s: m.target for m in self.alignment.matches.values() for s in m.sources}
+        keys = self.source.specs
+        names = strip_all(keys, self.alignment.strips, partners)
+        # A prefix that no wrapper is known for, and that makes no name fit, is part of a rename.
+        known = [
+            strip
+            for strip in self.alignment.strips
+            if strip.wrapper
+            or any(names[k] == partners.get(k) for k in keys if k.startswith(strip.segment + "."))
+        ]
+        return strip_all(keys, known, partners) if len(known) < len(self.alignment.strips) else names
+
+    @cached_property
+    def mismatched(self) -> tuple[tuple[str, str], ...]:
+        """(checkpoint key, model key) of equal name and different shape that nothing fills."""
+        if self.alignment is None or self.source is None:
+            return ()
+        back = {name: key for key, name in self.stripped.items()}
+        tree, pairs = self.target.tree, {}
+        for target, match in self.alignment.matches.items():
+            key = back.get(target)
+            open_ = match.status in ("missing", "undecided") and not match.choices
+            if key is not None and open_ and self.source[key].shape != tree[target].shape:
+                pairs[target] = key
+        for question in self.questions("shape"):
+            if len(question.sources) == len(question.targets):
+                for key, target in zip(question.sources, question.targets, strict=True):
+                    if target in tree and key in self.source:
+                        pairs.setdefault(target, key)
+        return tuple((key, target) for target, key in pairs.items())
 
     @cached_property
     def renames(self) -> tuple[tuple[str, str], ...]:
@@ -75,7 +104,22 @@ class Case:
             if m.status in ("safe", "unsafe")
             and len(m.sources) == 1
             and self.stripped.get(m.sources[0], m.sources[0]) != m.target
+            and m.target not in self.tied
         )
+
+    @cached_property
+    def tied(self) -> frozenset[str]:
+        """Model keys that another name of the same tensor fills."""
+        if self.alignment is None:
+            return frozenset()
+        out: set[str] = set()
+        for group in self.target.tree.ties:
+            matches = [self.alignment.matches[t] for t in group if t in self.alignment.matches]
+            own = [m.target for m in matches if m.sources and self.stripped.get(m.sources[0]) == m.target]
+            first = own[0] if own else (matches[0].target if matches else "")
+            sources = {m.sources for m in matches if m.target == first}
+            out.update(m.target for m in matches if m.target != first and m.sources in sources)
+        return frozenset(out)
 
     def decided(self, kind: str, key: str) -> bool:
         """Whether a decision of this kind names the key."""

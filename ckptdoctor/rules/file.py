@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ckptdoctor.diagnostics import Diagnostic, Line
+from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.keys import printable
 from ckptdoctor.rules.base import Case, Example, Rule
-from ckptdoctor.rules.words import count
+from ckptdoctor.rules.words import columns, count
 
 
 class FileRule(Rule):
@@ -161,8 +161,12 @@ class NotAStateDict(Rule):
         yield self.finding(
             "the checkpoint holds no state dict",
             place=(case.file, case.archive.description),
-            evidence=[
-                Line(f"{printable(k)}   {printable(v)}".strip(), "-") for k, v in case.archive.rest.items()
-            ],
-            why=f"{count(case.archive.tensors, 'tensor')} inside, none in a mapping of names to tensors",
+            evidence=columns([(printable(k), printable(v)) for k, v in case.archive.rest.items()], "-"),
+            why=_why(case.archive.tensors),
         )
+
+
+def _why(tensors: int) -> str:
+    if not tensors:
+        return "there is not one tensor inside"
+    return f"{count(tensors, 'tensor')} inside, none in a mapping of names to tensors"

@@ -123,7 +123,7 @@ class MissingKeys(Rule):
         if case.alignment is None or case.alignment.verdict == "incompatible":
             return
         matches = case.alignment.matches
-        shown = {t for q in case.questions("shape") for t in q.targets}
+        shown = {t for _, t in case.mismatched}
         missing = [t for t, m in matches.items() if m.status == "missing" and t not in shown]
         if missing:
             yield self._missing(case, missing)
@@ -139,24 +139,25 @@ class MissingKeys(Rule):
 
     def _missing(self, case: Case, missing: list[str]) -> Diagnostic:
         n = len(missing)
-        helps = flag_helps("reinit", missing, case.target.tree.specs, "keep the model's initial values")
-        known = tuple(h for q in case.questions("missing") for h in question_helps(q))
+        helps: tuple[Help, ...] = ()
+        if n < len(case.target.tree):  # to keep everything is no answer
+            helps = flag_helps("reinit", missing, case.target.tree.specs, "keep the model's initial values")
+        known = [h for q in case.questions("missing") for h in question_helps(q)]
+        others = [h for h in known if not h.command.startswith("--reinit")]
         return self.finding(
             f"{count(n, 'key')} of the model {'is' if n == 1 else 'are'} not in the checkpoint",
             place=case.model_place(missing[0]),
             evidence=key_lines(missing, "+", case.target.tree.specs),
-            notes=[note for q in case.questions("missing") for note in q.notes],
-            helps=_merge(known, helps),
+            notes=tuple(
+                dict.fromkeys(printable(note) for q in case.questions("missing") for note in q.notes)
+            ),
+            helps=(*helps, *others),
             keys=missing,
         )
 
 
 def _keep(keys: Sequence[str]) -> str:
     return "keeps its initial value" if len(keys) == 1 else "keep their initial values"
-
-
-def _merge(first: Sequence[Help], second: Sequence[Help]) -> tuple[Help, ...]:
-    return tuple({h.command: h for h in (*second, *first)}.values()) if first else tuple(second)
 
 
 class UnexpectedKeys(Rule):
@@ -190,6 +191,8 @@ class UnexpectedKeys(Rule):
         if alignment is None or source is None or alignment.verdict == "incompatible":
             return
         asked = {s for q in alignment.questions if q.kind not in ("unexpected", "missing") for s in q.sources}
+        asked |= {s for m in alignment.matches.values() for c in m.choices for s in c.sources}
+        asked |= {s for s, _ in case.mismatched}
         open_ = [k for k, u in alignment.unused.items() if not u.decided and k not in asked]
         done = [k for k, u in alignment.unused.items() if u.decided]
         place = (case.file, case.source_note)
@@ -199,8 +202,10 @@ class UnexpectedKeys(Rule):
                 f"{count(n, 'key')} of the checkpoint {'is' if n == 1 else 'are'} not in the model",
                 place=place,
                 evidence=key_lines(open_, "-", source.specs),
-                notes=[note for q in case.questions("unexpected") for note in q.notes],
-                helps=flag_helps("drop", open_, source.specs, "leave unused"),
+                notes=tuple(
+                    dict.fromkeys(printable(note) for q in case.questions("unexpected") for note in q.notes)
+                ),
+                helps=flag_helps("drop", open_, source.specs, "leave unused") if n < len(source) else (),
                 keys=open_,
             )
         if done:

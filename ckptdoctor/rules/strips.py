@@ -8,13 +8,30 @@ from ckptdoctor.align.model import Strip
 from ckptdoctor.wrappers import WRAPPERS
 
 
-def strip_all(keys: Iterable[str], strips: Sequence[Strip]) -> Mapping[str, str]:
-    """Each key and its name after all ``strips``, in their order."""
+def strip_all(
+    keys: Iterable[str], strips: Sequence[Strip], partners: Mapping[str, str] | None = None
+) -> Mapping[str, str]:
+    """Each key and its name after all ``strips``, in their order.
+
+    A strip leaves a key alone whose partner (the model key that it fills) carries the segment, too.
+    """
     names = {key: key for key in keys}
     for strip in strips:
-        for key, name in names.items():
-            names[key] = strip_one(name, strip)
+        names = strip_names(names, strip, partners or {})
     return names
+
+
+def strip_names(names: Mapping[str, str], strip: Strip, partners: Mapping[str, str]) -> dict[str, str]:
+    """One strip on all names; see :func:`strip_all`."""
+    return {
+        key: name if carries(partners.get(key, ""), strip) else strip_one(name, strip)
+        for key, name in names.items()
+    }
+
+
+def carries(name: str, strip: Strip) -> bool:
+    """Whether the strip would change the name."""
+    return strip_one(name, strip) != name
 
 
 def strip_one(name: str, strip: Strip) -> str:

@@ -41,12 +41,12 @@ class ShapeMismatch(Rule):
         alignment, source = case.alignment, case.source
         if alignment is None or source is None or alignment.verdict == "incompatible":
             return
-        pairs = mismatched(case)
+        pairs = case.mismatched
         groups: dict[str, list[tuple[str, str]]] = {}
         for s, t in pairs:
             groups.setdefault(t.rpartition(".")[0], []).append((s, t))
         if len(groups) > 3:
-            groups = {"": pairs}
+            groups = {"": list(pairs)}
         for module, members in groups.items():
             yield self._finding(case, source, module, members)
 
@@ -57,37 +57,17 @@ class ShapeMismatch(Rule):
         targets = [t for _, t in pairs]
         known = [q for q in case.questions("shape") if set(q.targets) & set(targets)]
         reinit = flag_helps("reinit", targets, target.specs, "keep the model's initial values")
-        helps = {h.command: h for h in (*reinit, *(h for q in known for h in question_helps(q)))}
+        others = (h for q in known for h in question_helps(q) if not h.command.startswith("--reinit"))
+        helps = {h.command: h for h in (*reinit, *others)}
         return self.finding(
             _shape_title(source, target, module, pairs),
             place=case.model_place(targets[0]),
             evidence=side_by_side(source, target, pairs),
-            notes=(
-                "no repair keeps all the trained values, so none is chosen for you",
-                *(printable(n) for q in known for n in q.notes),
-            ),
+            notes=tuple(dict.fromkeys(printable(n) for q in known for n in q.notes))
+            or ("no repair keeps the trained values, so none is chosen for you",),
             helps=list(helps.values()),
             keys=targets,
         )
-
-
-def mismatched(case: Case) -> list[tuple[str, str]]:
-    """(checkpoint key, model key) of equal name and different shape that nothing fills yet."""
-    assert case.alignment is not None and case.source is not None
-    back = {name: key for key, name in case.stripped.items()}
-    pairs = []
-    for target, match in case.alignment.matches.items():
-        if match.status not in ("missing", "undecided") or match.choices:
-            continue
-        key = back.get(target)
-        if key is not None and case.source[key].shape != case.target.tree[target].shape:
-            pairs.append((key, target))
-    seen = {t for _, t in pairs}
-    for question in case.questions("shape"):
-        if len(question.sources) == len(question.targets):
-            both = zip(question.sources, question.targets, strict=True)
-            pairs += [(s, t) for s, t in both if t not in seen and s in case.source.specs]
-    return pairs
 
 
 def _shape_title(source: ParamTree, target: ParamTree, module: str, pairs: list[tuple[str, str]]) -> str:
@@ -96,7 +76,7 @@ def _shape_title(source: ParamTree, target: ParamTree, module: str, pairs: list[
     if module and rest and len(rows) == 1:
         a, b = rows.pop()
         if a and b and a != b:
-            return f"{quoted(module)} has {a[0]:,} rows in the checkpoint, {b[0]:,} in the model"
+            return f"{quoted(module)} has {a[0]} rows in the checkpoint, {b[0]} in the model"
     if len(pairs) == 1:
         return f"{quoted(pairs[0][1])} has another shape in the checkpoint"
     where = f" of {quoted(module)}" if module else ""

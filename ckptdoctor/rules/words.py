@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ckptdoctor.diagnostics import Help, Line
-from ckptdoctor.keys import escape, fold, printable
+from ckptdoctor.keys import fold, printable
+from ckptdoctor.keys.covering import cover
 from ckptdoctor.trees import ParamTree, TensorSpec
 
 # Evidence is data and may be long; it is cut here only where nobody would read on. Reports cut earlier.
@@ -24,7 +25,7 @@ def human(n: int) -> str:
         if n >= size:
             scale = 1e3 if unit == "k" else size
             return f"{n / scale:.1f} {unit}" if n / scale < 100 else f"{n / scale:.0f} {unit}"
-    return str(n)
+    return f"{n:,}"
 
 
 def shape_text(shape: Sequence[int]) -> str:
@@ -39,19 +40,20 @@ def quoted(key: str) -> str:
 
 def tree_words(tree: ParamTree) -> str:
     """ "320 tensors, 25.6 M values, float32"."""
-    dtypes = sorted({s.dtype for s in tree.specs.values()})
-    dtype = dtypes[0] if len(dtypes) == 1 else main_dtype(tree)
-    return ", ".join(w for w in (count(len(tree), "tensor"), f"{human(tree.numel)} values", dtype) if w)
+    return ", ".join(
+        w for w in (count(len(tree), "tensor"), f"{human(tree.numel)} values", dtype_words(tree)) if w
+    )
 
 
-def main_dtype(tree: ParamTree) -> str:
-    """The dtype that holds most of the values, with "mostly" when there are others."""
+def dtype_words(tree: ParamTree) -> str:
+    """The dtype of the values, "mostly" the largest when there are several; counters do not count."""
     sizes: dict[str, int] = {}
     for spec in tree.specs.values():
         sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.numel
-    if not sizes:
-        return ""
-    best = max(sizes, key=lambda d: sizes[d])
+    # Integer buffers such as num_batches_tracked are in every float model.
+    floats = {d: n for d, n in sizes.items() if "float" in d or "complex" in d}
+    sizes = floats or sizes
+    best = max(sizes, key=lambda d: sizes[d], default="")
     return f"mostly {best}" if len(sizes) > 1 else best
 
 
@@ -81,31 +83,18 @@ def _fold_line(text: str, keys: Sequence[str], mark: str, specs: Mapping[str, Te
     return Line(words, mark)  # type: ignore[arg-type]
 
 
-def cover(keys: Collection[str], universe: Iterable[str]) -> list[str]:
-    """The fewest patterns that match exactly ``keys`` among ``universe``.
-
-    A module all of whose keys are meant becomes ``module.**``; everything else is a single key.
-    """
-    wanted = set(keys)
-    # A prefix is whole when no key under it is unwanted; the shortest whole prefixes win.
-    broken = {p for key in universe if key not in wanted for p in _prefixes(key)}
-    out: dict[str, None] = {}
-    for key in keys:
-        whole = next((p for p in _prefixes(key) if p not in broken), None)
-        out[f"{escape(whole)}.**" if whole is not None else escape(key)] = None
-    return list(out)
-
-
-def _prefixes(key: str) -> list[str]:
-    parts = key.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]
-
-
 def flag_helps(
-    option: str, keys: Collection[str], universe: Iterable[str], text: str, limit: int = 4
+    option: str, keys: Collection[str], universe: Collection[str], text: str, limit: int = 6
 ) -> tuple[Help, ...]:
     """One pastable line that names exactly ``keys``; several patterns repeat the flag."""
     patterns = cover(keys, universe)
-    if len(patterns) <= limit:
-        return (Help(" ".join(flag(option, p) for p in patterns), text),)
-    return tuple(Help(flag(option, p), text) for p in patterns[:limit])
+    if len(patterns) > limit:
+        return tuple(Help(flag(option, p), text) for p in patterns)
+    return (Help(" ".join(flag(option, p) for p in patterns), text),)
+
+
+def columns(rows: Sequence[tuple[str, str]], marks: str = " ") -> list[Line]:
+    """Pairs of words as aligned lines; ``marks`` has one mark for all or one a row."""
+    first = max((len(a) for a, _ in rows), default=0)
+    each = marks * len(rows) if len(marks) == 1 else marks
+    return [Line(f"{a:{first}}   {b}".rstrip(), m) for (a, b), m in zip(rows, each, strict=True)]  # type: ignore[arg-type]

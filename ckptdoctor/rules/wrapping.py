@@ -8,8 +8,8 @@ from ckptdoctor.align.model import Strip
 from ckptdoctor.diagnostics import Diagnostic, Help, Line
 from ckptdoctor.keys import printable
 from ckptdoctor.rules.base import Case, Example, Rule
-from ckptdoctor.rules.strips import added_segment, column, strip_one
-from ckptdoctor.rules.words import count, flag, quoted
+from ckptdoctor.rules.strips import added_segment, column, strip_names
+from ckptdoctor.rules.words import columns, count, flag, quoted, tree_words
 
 SHOWN = 64  # columns of an example key
 
@@ -50,14 +50,19 @@ class WrapperPrefix(Rule):
         if case.alignment is None or case.source is None:
             return
         names = {key: key for key in case.source.specs}
+        partners = {s: m.target for m in case.alignment.matches.values() for s in m.sources}
         for strip in case.alignment.strips:
-            hit = [key for key, name in names.items() if strip_one(name, strip) != name]
-            names = {key: strip_one(name, strip) for key, name in names.items()}
-            yield self._finding(case, strip, hit)
+            after = strip_names(names, strip, partners)
+            hit = [key for key, name in after.items() if name != names[key]]
+            names = after
+            # A prefix that no wrapper is known for, and that makes no name fit, is part of a rename.
+            useful = strip.wrapper or any(case.stripped[key] == partners.get(key) for key in hit)
+            if hit and useful:
+                yield self._finding(case, strip, hit)
 
     def _finding(self, case: Case, strip: Strip, hit: list[str]) -> Diagnostic:
         segment = quoted(strip.segment + ".")
-        n = strip.count or len(hit)
+        n = len(hit)
         everywhere = case.source is not None and n == len(case.source)
         if strip.anywhere:
             title = f"{count(n, 'key')} of the checkpoint {'holds' if n == 1 else 'hold'} {segment}"
@@ -69,7 +74,7 @@ class WrapperPrefix(Rule):
         return self.finding(
             title,
             place=(case.file, case.source_note),
-            evidence=underlined(hit[0] if hit else f"{strip.segment}.", strip.segment, origin),
+            evidence=underlined(hit[0], strip.segment, origin),
             fix=(f"strip {segment} from {count(n, 'key')}", "safe"),
             keys=hit,
         )
@@ -114,15 +119,15 @@ class Envelope(Rule):
 
     def check(self, case: Case) -> Iterator[Diagnostic]:
         """Name the path and what lies beside it."""
-        if not case.state_dict:
+        if not case.state_dict or case.question is not None:
             return
         path = case.state_dict
         beside = {p: "another state dict" for p in _paths(case) if p and p != path}
         beside |= dict(case.archive.rest)
-        evidence = [Line(f"{printable(path)}   {case.source_note.partition(', ')[2]}", "+")]
-        evidence += [Line(f"{printable(p)}   {printable(words)}") for p, words in beside.items()]
+        rows = [(path, case.source_note.partition(", ")[2]), *beside.items()]
+        evidence = columns([(printable(p), printable(w)) for p, w in rows], "+" + " " * len(beside))
         yield self.finding(
-            f"the state dict is the entry {quoted(path)} of the checkpoint, not the checkpoint itself",
+            f"the state dict is the entry {quoted(path)} of the checkpoint",
             place=(case.file, case.archive.description),
             evidence=evidence,
             fix=(f"take the state dict at {quoted(path)}", "safe"),
@@ -165,9 +170,7 @@ class EnvelopeChoice(Rule):
         for question in questions:
             paths = list(question.sources) or _paths(case)
             trees = {sd.path: sd.tree for sd in case.archive.state_dicts}
-            lines = [
-                Line(f"{printable(p)}   {count(len(trees[p]), 'tensor')}", "-") for p in paths if p in trees
-            ]
+            lines = columns([(printable(p), tree_words(trees[p])) for p in paths if p in trees], "-")
             helps = [Help(f"--{f}" if not f.startswith("-") else f, w) for f, w in question.flags]
             helps = helps or [Help(flag("choose", p), f"use the state dict at {printable(p)}") for p in paths]
             yield self.finding(
@@ -263,7 +266,7 @@ class StrayValues(Rule):
             f"the state dict also holds {count(len(rest), 'entry', 'entries')} that "
             f"{'is no tensor' if len(rest) == 1 else 'are no tensors'}",
             place=(case.file, case.archive.description),
-            evidence=[Line(f"{printable(k)}   {printable(v)}", "-") for k, v in rest.items()],
-            fix=("leave them out", "safe"),
+            evidence=columns([(printable(k), printable(v)) for k, v in rest.items()], "-"),
+            fix=("leave it out" if len(rest) == 1 else "leave them out", "safe"),
             keys=list(rest),
         )
