@@ -98,7 +98,7 @@ def tree_of(side: Mapping[str, Any]) -> ParamTree:
     storage = {key: f"tie{i}" for i, group in enumerate(side.get("tied") or ()) for key in group}
     specs = {}
     for key, (shape, dtype, *kind) in side["keys"].items():
-        specs[key] = TensorSpec(tuple(shape), dtype, *kind, storage=storage.get(key, ""))
+        specs[key] = TensorSpec(tuple(shape), dtype, kind[0] if kind else "", storage=storage.get(key, ""))
     keys = list(specs)
     return ParamTree(specs, ordered=keys != sorted(keys), modules=dict(side.get("modules") or ()))
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.baselines import BASELINES, run_baseline
 from benchmarks.cases import Case, read_cases
+from benchmarks.mutations import mutations
 from benchmarks.scoring import KINDS, Kind, Outcome, answer_of, judge
 from ckptdoctor.align import align
 from ckptdoctor.align.model import Alignment
@@ -152,11 +153,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if times:
         keys = sum(len(r.case.target) for r in results)
         print(
-            f"\n{ENGINE}: {sum(times):.2f} s for {len(times)} cases, {keys} model keys; slowest {times[-1]:.2f} s"
+            f"\n{ENGINE}: {sum(times):.2f} s for {len(times)} cases with {keys} model keys; "
+            f"slowest {times[-1]:.2f} s"
         )
     if args.dump:
         dump(results, args.dump)
-    return int(any(r.outcome.kind == "wrong" for r in results if r.case.scored))
+    mutated = (
+        [run_case(case) for case in mutations(cases, args.mutations, args.seed)] if args.mutations else []
+    )
+    if mutated:
+        print_mutations(mutated, args.verbose)
+    return int(any(r.outcome.kind == "wrong" for r in [*results, *mutated] if r.case.scored))
+
+
+def print_mutations(results: Sequence[Result], verbose: bool) -> None:
+    """The tier of mutated pairs: the wrong ones, then a row per kind."""
+    wrong = [r for r in results if r.outcome.kind == "wrong" or r.alignment is None]
+    print("\n".join(["", *details(results if verbose else wrong, verbose)]))
+    print()
+    print("\n".join(table("mutation", {ENGINE: tally((r.case.kind, r.outcome.kind) for r in results)})))
+    print(f"\n{len(results)} mutated pairs in {sum(r.seconds for r in results):.1f} s")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -166,6 +182,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("dir", type=Path, help="folder of cases")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write each case's alignment as JSON")
+    parser.add_argument("--mutations", type=int, default=0, metavar="N", help="also N mutated pairs, tier M")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutations")
     parser.add_argument("-v", "--verbose", action="store_true", help="every case and every difference")
     return parser.parse_args(argv)
 
