@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptdoctor.apply import Expansion, Reader, run_on_model
+from ckptdoctor.apply import Expansion, Initial, Reader, file_values, run_on_model
 from ckptdoctor.casts import CastClass
 from ckptdoctor.receipt import Action, Entry, Receipt
-from ckptdoctor.verify import verify_model
+from ckptdoctor.verify import verify_file, verify_model
+from ckptdoctor.writers import check_out, write_state_dict
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +70,58 @@ def apply_to_model(
         entries=_entries(expansion, target_tree, casts),
         unused=dict(expansion.unused),
     )
+
+
+def apply_to_file(
+    expansion: Expansion,
+    reader: Reader,
+    out: str | os.PathLike[str],
+    target_tree: ParamTree,
+    *,
+    fmt: str | None = None,
+    initial: Initial | None = None,
+    fresh: Callable[[], Reader] | None = None,
+    source_versions: Mapping[str, int] | None = None,
+    accept: Collection[str] = (),
+    on_tensor: Callable[[str], None] | None = None,
+    source: str = "",
+    state_dict: str = "",
+    target: str = "",
+) -> Receipt:
+    """Write the repaired state dict to ``out`` and verify it; ``out`` is as before unless all of it holds.
+
+    The file is accepted by ``model.load_state_dict(torch.load(out, weights_only=True), strict=True)``, or by
+    ``load_file(out)`` for safetensors. ``fmt`` is ``"pth"`` or ``"safetensors"``, by default what the suffix
+    says. ``initial`` gives the model's own value for keys that the plan keeps. ``out`` may be the checkpoint
+    itself; it is replaced at the very end. The other arguments are those of :func:`apply_to_model`.
+
+    Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
+    """
+    path = Path(out)
+    check_out(path, fmt)
+    casts: dict[str, tuple[str, CastClass]] = {}
+    values = file_values(
+        expansion, reader, target_tree, initial=initial, source_versions=source_versions, on_tensor=on_tensor
+    )
+
+    def check(written: Path) -> None:
+        again = fresh() if fresh is not None else reader
+        casts.update(verify_file(expansion, again, written, target_tree, initial=initial, accept=accept))
+
+    write_state_dict(values, path, fmt=fmt, check=check)
+    return Receipt(
+        source=source,
+        state_dict=state_dict,
+        target=target,
+        out=str(out),
+        entries=_entries(expansion, target_tree, casts),
+        unused=dict(expansion.unused),
+        notes=(f"{out} replaced the file that was read",) if _same_file(source, path) else (),
+    )
+
+
+def _same_file(source: str, out: Path) -> bool:
+    return bool(source) and os.path.realpath(source) == os.path.realpath(out)
 
 
 def _entries(

@@ -24,4 +24,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 def _bytes(tensor: Tensor) -> Tensor:
     import torch
 
-    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    if flat.stride() != (1,):  # one element counts as contiguous whatever its stride
+        flat = torch.empty(flat.shape, dtype=flat.dtype, device=flat.device).copy_(flat)
+    return flat.view(torch.uint8)

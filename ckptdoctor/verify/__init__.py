@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckptdoctor.verify.casting import classify
-from ckptdoctor.verify.replay import verify_model, verify_values
+from ckptdoctor.verify.file import verify_file
+from ckptdoctor.verify.model import verify_model
 
-__all__ = ["classify", "verify_model", "verify_values"]
+__all__ = ["classify", "verify_file", "verify_model"]

@@ -58,13 +58,15 @@ def _to_float(before: Tensor, after: Tensor) -> CastClass:
 
     wide = torch.float64
     old, new = before.to(wide), after.to(wide)
-    if bool((torch.isfinite(old) & ~torch.isfinite(new)).any()):
+    info = torch.finfo(after.dtype)
+    beyond = old.abs() > info.max * (1 + info.eps)  # fp8 casts may stop at the largest value instead of inf
+    if bool((torch.isfinite(old) & (~torch.isfinite(new) | beyond)).any()):
         return "range"
     if not before.is_floating_point() and bool((after.to(before.dtype) != before).any()):
         return "rounding"
     if bool(((old == new) | (torch.isnan(old) & torch.isnan(new))).all()):
         return "lossless"
-    return "range" if _flushed(old, new, float(torch.finfo(after.dtype).eps)) else "rounding"
+    return "range" if _flushed(old, new, info.eps) else "rounding"
 
 
 def _flushed(old: Tensor, new: Tensor, eps: float) -> bool:

@@ -1,0 +1,99 @@
+"""Checking a written file before it takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptdoctor.errors import VerifyError
+from ckptdoctor.ops.bits import same_bits
+from ckptdoctor.plan.fills import Fill
+from ckptdoctor.receipt import listing
+from ckptdoctor.verify.replay import Casts, Fills, Reader, lossy_casts, quoted, replayed, words
+from ckptdoctor.writers.plain import plain_load
+
+if TYPE_CHECKING:
+    from ckptdoctor.trees import ParamTree
+
+
+def verify_file(
+    expansion: Fills,
+    reader: Reader,
+    path: Path,
+    target: ParamTree,
+    *,
+    initial: Callable[[str], Any] | None = None,
+    accept: Collection[str] = (),
+) -> Casts:
+    """Check a file that a plan has written; returns what :func:`verify_model` does.
+
+    ``path`` is opened anew, by this package's own reader and by plain torch or safetensors; both must find
+    exactly the keys, shapes and dtypes of ``target``, and bit for bit what the plan makes of the source.
+
+    Raises :class:`VerifyError`.
+    """
+    tree, written = _opened(path)
+    problems = [*_specs(tree, target)]
+    casts: Casts = {}
+    for key, fill in expansion.fills.items():
+        if key in tree:
+            problems += _one_written(key, fill, reader, written, initial, casts)
+    problems += _plain(path, target, written)
+    problems += lossy_casts(casts, accept)
+    if problems:
+        raise VerifyError(words(problems, "no file was written"))
+    return casts
+
+
+def _opened(path: Path) -> tuple[ParamTree, Reader]:
+    from ckptdoctor.formats import open_checkpoint
+    from ckptdoctor.formats.tensors import TensorReader
+
+    archive = open_checkpoint(path)
+    if len(archive.state_dicts) != 1:
+        raise VerifyError(f"the new file should hold one state dict, it holds {len(archive.state_dicts)}")
+    return archive.state_dicts[0].tree, TensorReader(archive, archive.state_dicts[0])
+
+
+def _one_written(
+    key: str,
+    fill: Fill,
+    reader: Reader,
+    written: Reader,
+    initial: Callable[[str], Any] | None,
+    casts: Casts,
+) -> Iterator[str]:
+    if fill.kind == "load":
+        yield from replayed(key, fill, reader, written(key), casts)
+    elif fill.kind == "tie":
+        if not same_bits(written(key), written(fill.tied_to)):
+            yield f"{quoted(key)} and {quoted(fill.tied_to)} are one tensor in the model, two in the file"
+    elif initial is not None:
+        found = written(key)
+        if not same_bits(found, initial(key).detach().to("cpu", found.dtype)):
+            yield f"{quoted(key)} is not the model's own value"
+
+
+def _plain(path: Path, target: ParamTree, written: Reader) -> Iterator[str]:
+    """What plain torch makes of the file, against what our reader makes of it."""
+    found = plain_load(path)
+    due = [*target.specs, *target.extra]
+    if sorted(found) != sorted(due):
+        yield f"plain torch finds {len(found)} keys in the new file, the model has {len(due)}"
+    for key in target.specs:
+        if key in found and not same_bits(found[key], written(key)):
+            yield f"{quoted(key)} is read differently by plain torch"
+
+
+def _specs(tree: ParamTree, target: ParamTree) -> Iterator[str]:
+    missing = [k for k in target.specs if k not in tree]
+    extra = [k for k in tree.specs if k not in target]
+    if missing:
+        yield f"the file lacks {listing(missing)}"
+    if extra:
+        yield f"the file has {listing(extra)}, which the model has not"
+    for key, spec in target.specs.items():
+        found = tree.specs.get(key)
+        if found is not None and (found.shape, found.dtype) != (spec.shape, spec.dtype):
+            yield f"{quoted(key)} is {found.dtype}{list(found.shape)}, due {spec.dtype}{list(spec.shape)}"

@@ -1,0 +1,105 @@
+"""Checking a live model after a load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ckptdoctor.errors import VerifyError
+from ckptdoctor.ops.bits import same_bits
+from ckptdoctor.plan.fills import Fill
+from ckptdoctor.receipt import listing
+from ckptdoctor.verify.replay import Casts, Fills, Reader, lossy_casts, quoted, replayed, words
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Before = Callable[[str], "Tensor | None"]
+
+
+def verify_model(
+    expansion: Fills,
+    reader: Reader,
+    model: nn.Module,
+    *,
+    ties: Sequence[Sequence[str]] = (),
+    before: Before | None = None,
+    accept: Collection[str] = (),
+) -> Casts:
+    """Check a model that a plan has filled; returns ``{key: (dtype in the file, class of the cast)}``.
+
+    ``reader`` should be a newly opened one. ``ties`` are the groups of keys that were one tensor before,
+    ``before`` gives a key's value before the load, ``accept`` names cast classes that a person accepted.
+
+    Raises :class:`VerifyError` with everything that is wrong: a key too many or too few, a tensor on meta,
+    a value that is not what the plan makes of the file, a broken tie, a changed value that was to be kept,
+    a cast that lost values.
+    """
+    state = _state(model)
+    problems = [*_keys(expansion, state), *_meta(model, state), *_ties(state, ties)]
+    casts: Casts = {}
+    for key, fill in expansion.fills.items():
+        if key in state and not state[key].is_meta:
+            problems += _one(key, fill, reader, state, before, casts)
+    problems += lossy_casts(casts, accept)
+    if problems:
+        raise VerifyError(words(problems, "the model is as it was before"))
+    return casts
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    import torch
+
+    try:
+        state: Mapping[str, Any] = model.state_dict(keep_vars=True)
+    except TypeError:
+        state = model.state_dict()
+    return {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+
+def _keys(expansion: Fills, state: Mapping[str, Tensor]) -> Iterator[str]:
+    unfilled = [k for k in state if k not in expansion.fills and not k.endswith("_extra_state")]
+    gone = [k for k in expansion.fills if k not in state]
+    if unfilled:
+        yield f"no step of the plan fills {listing(unfilled)}"
+    if gone:
+        yield f"the model no longer has {listing(gone)}"
+
+
+def _meta(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[str]:
+    left = {k for k, t in state.items() if t.is_meta}
+    left |= {k for k, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta}
+    if left:
+        yield f"still on the meta device: {listing(sorted(left))}"
+
+
+def _ties(state: Mapping[str, Tensor], ties: Sequence[Sequence[str]]) -> Iterator[str]:
+    for group in ties:
+        tensors = [state[k] for k in group if k in state]
+        if len({_memory(t) for t in tensors}) > 1:
+            yield f"{listing(group)} were one tensor and are not any more"
+
+
+def _memory(tensor: Tensor) -> tuple[object, ...]:
+    if tensor.is_meta or tensor.numel() == 0:
+        return ()
+    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+
+
+def _one(
+    key: str,
+    fill: Fill,
+    reader: Reader,
+    state: Mapping[str, Tensor],
+    before: Before | None,
+    casts: Casts,
+) -> Iterator[str]:
+    if fill.kind == "load":
+        yield from replayed(key, fill, reader, state[key].detach(), casts)
+    elif fill.kind == "tie":
+        if fill.tied_to not in state or _memory(state[key]) != _memory(state[fill.tied_to]):
+            yield f"{quoted(key)} is not the same tensor as {quoted(fill.tied_to)}"
+    elif before is not None:
+        old = before(key)
+        if old is not None and not same_bits(state[key].detach(), old):
+            yield f"{quoted(key)} was to be kept and has changed"

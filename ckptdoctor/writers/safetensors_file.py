@@ -1,0 +1,47 @@
+"""`.safetensors`: tensors only, each key with its own bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ckptdoctor.errors import ApplyError
+from ckptdoctor.keys import printable
+from ckptdoctor.receipt import listing
+
+
+def write_safetensors(values: Mapping[str, Any], path: Path) -> None:
+    """Write with the safetensors library. Raises :class:`ApplyError` or OSError.
+
+    The format knows no shared tensors, so a tied key gets its own copy of the bytes: the file then has all
+    keys, and a plain strict ``load_state_dict(load_file(...))`` works. ``_metadata`` has no place in it.
+    """
+    import torch
+
+    try:
+        from safetensors.torch import save_file
+    except ImportError:
+        raise ApplyError(
+            "writing .safetensors needs a package: pip install safetensors; or write a .pth file instead"
+        ) from None
+    other = [key for key, value in values.items() if not isinstance(value, torch.Tensor)]
+    if other:
+        raise ApplyError(f".safetensors holds tensors only, not {listing(other)}; write a .pth file instead")
+    try:
+        save_file(_unshared(values), path, metadata={"format": "pt"})
+    except OSError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {printable(str(error))}"
+        raise ApplyError(f"safetensors could not write this ({what}); write a .pth file instead") from error
+
+
+def _unshared(values: Mapping[str, Any]) -> dict[str, Any]:
+    seen: set[int] = set()
+    result = {}
+    for key, value in values.items():
+        memory = value.untyped_storage().data_ptr() if value.numel() else 0
+        result[key] = value.clone() if memory in seen and memory else value
+        seen.add(memory)
+    return result
