@@ -96,6 +96,13 @@ def families(state: State) -> None:
     """Some members of a numbered family match while others find no partner: depth or insertion."""
     targets = {u.index: u for u in state.targets}
     sources = {u.index: u for u in state.sources}
+    for s, n, _, m in state.matching.uneven[:1]:
+        refuse(
+            state,
+            f"the checkpoint has {n} blocks like `{_block(sources[s])}`, the model {m}: another depth of the "
+            "same architecture",
+        )
+        return
     matched_t = [targets[t] for t in state.matching.certain]
     matched_s = [sources[s] for s in state.matching.certain.values()]
     lonely_t = [u for u in state.targets if u.index not in state.matching.certain]
@@ -325,7 +332,10 @@ def _partial_words(state: State, partial: list[tuple[str, frozenset[str], frozen
     path, extra, missing = partial[0]
     has = ", ".join(sorted(extra)) or "less"
     wants = ", ".join(sorted(missing)) or "less"
-    words = f"{len(partial)} modules hold other tensors: `{path}` has {has} in the checkpoint and {wants} in the model"
+    words = (
+        f"{len(partial)} modules hold other tensors: `{path}` has {has} in the checkpoint "
+        f"and {wants} in the model"
+    )
     if extra & set(table()["layouts"]["quantised"]):
         return words + ": a quantised checkpoint; dequantise it with the tool that wrote it"
     if any("bias" in e for _, e, _ in partial) and any("running_mean" in u.leaves for u in state.targets):

@@ -93,15 +93,12 @@ def _open_leaf(state: State, dst: Leaf, candidates: Sequence[Leaf]) -> None:
 
 def leftovers(state: State) -> None:
     """What is left on both sides: the same name with another shape, or the tensors one by one."""
+    used = {s for m in state.matches.values() for s in m.sources}
     for name, key in state.target_names.items():
         if key in state.matches or key in state.followers:
             continue
         mine = state.source_names.get(name)
-        if (
-            mine is not None
-            and state.source[mine].shape == state.target[key].shape
-            and not _used(state, mine)
-        ):
+        if mine is not None and state.source[mine].shape == state.target[key].shape and mine not in used:
             state.matches[key] = Match(key, "safe", (mine,), (), ("same name",))
         elif is_derived(name):
             _derived_elsewhere(state, name, key)
@@ -115,10 +112,6 @@ def _derived_elsewhere(state: State, name: str, key: str) -> None:
             reason = ("derived buffer: every copy holds the same values",)
             state.matches[key] = Match(key, "safe", (mine,), (), reason)
             return
-
-
-def _used(state: State, key: str) -> bool:
-    return any(key in m.sources for m in state.matches.values())
 
 
 def fill_ties(state: State) -> None:

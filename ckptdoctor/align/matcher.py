@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from ckptdoctor.align.evidence import MARGIN, ORDER, Score, Side, prepare, score
 from ckptdoctor.align.reporter import Reporter
 from ckptdoctor.align.solve import Solution, solve
+from ckptdoctor.align.template import Templates, compress
 from ckptdoctor.align.units import Unit
 
 NULL = -0.5  # a pair below this explains less than leaving both out
 SOME = 0.75  # what a forced pair needs while other keys are left over
 NEIGHBOUR = 1.0
 _LARGE_CLASS = 120
+_SMALL = 1500  # units up to which everything can be matched one by one
 
 
 @dataclass
@@ -26,23 +28,77 @@ class Matching:
     open: dict[int, list[int]] = field(default_factory=dict)  # target index -> source candidates
     lonely_targets: list[int] = field(default_factory=list)
     lonely_sources: list[int] = field(default_factory=list)
+    # templates that match but repeat differently: source index, its count, target index, its count
+    uneven: list[tuple[int, int, int, int]] = field(default_factory=list)
 
 
 def match_units(
     sources: Sequence[Unit], targets: Sequence[Unit], ordered: bool, reporter: Reporter | None = None
 ) -> Matching:
-    """Match units of equal shapes; never decides by registration order alone."""
+    """Match units of equal shapes; never decides by registration order alone.
+
+    Repeated blocks are matched once. When the two sides repeat differently (one keeps its blocks in
+    chunks, say), everything is matched one by one, as far as the size allows.
+    """
+    mine, theirs = compress(sources), compress(targets)
+    matching = _match(mine.shown, theirs.shown, ordered, reporter)
+    folded = len(mine.shown) < len(sources) or len(theirs.shown) < len(targets)
+    if folded and not _evenly(matching, mine, theirs) and max(len(sources), len(targets)) <= _SMALL:
+        return _match(sources, targets, ordered, reporter)
+    return _expand(matching, mine, theirs) if folded else matching
+
+
+def _evenly(matching: Matching, mine: Templates, theirs: Templates) -> bool:
+    """Whether every template found a template with as many blocks, or nothing is left to find."""
+    even = all(
+        len(theirs.instances[t]) == len(mine.instances[s]) for t, s in matching.certain.items()
+    ) and all(
+        len(theirs.instances[t]) == len(mine.instances[c]) for t, cs in matching.open.items() for c in cs
+    )
+    repeated = any(len(theirs.instances[t]) > 1 for t in matching.lonely_targets) or any(
+        len(mine.instances[s]) > 1 for s in matching.lonely_sources
+    )
+    return even and not (repeated and matching.lonely_targets and matching.lonely_sources)
+
+
+def _expand(matching: Matching, mine: Templates, theirs: Templates) -> Matching:
+    """Pair the blocks of matched templates by rank; templates of unequal length stay open."""
+    out = Matching()
+    for t, s in matching.certain.items():
+        many_t, many_s = theirs.instances[t], mine.instances[s]
+        if len(many_t) != len(many_s):
+            out.uneven.append((s, len(many_s), t, len(many_t)))
+            continue
+        for v, u in zip(many_t, many_s, strict=True):
+            out.certain[v.index] = u.index
+            out.reasons[v.index] = matching.reasons.get(t, ())
+    for t, candidates in matching.open.items():
+        many_t = theirs.instances[t]
+        fitting = [mine.instances[c] for c in candidates if len(mine.instances[c]) == len(many_t)]
+        for i, v in enumerate(many_t):
+            out.open[v.index] = [many[i].index for many in fitting]
+    out.open = {t: cs for t, cs in out.open.items() if cs}
+    taken = set(out.certain.values()) | {cs[0] for cs in out.open.values()}
+    out.lonely_sources = [u.index for m in mine.instances.values() for u in m if u.index not in taken]
+    done = set(out.certain) | set(out.open)
+    out.lonely_targets = [v.index for m in theirs.instances.values() for v in m if v.index not in done]
+    return out
+
+
+def _match(
+    sources: Sequence[Unit], targets: Sequence[Unit], ordered: bool, reporter: Reporter | None
+) -> Matching:
     a, b = prepare(sources, ordered), prepare(targets, True)
     edges = _edges(a, b)
     scores = {pair: s.total for pair, s in edges.items()}
-    first = _certain(_solve_all(a, b, scores))
+    first = _certain(solve(scores, NULL))
     for _ in range(2):
         boosted = _with_neighbours(a, b, scores, first)
-        second = _certain(_solve_all(a, b, boosted))
+        second = _certain(solve(boosted, NULL))
         if second == first:
             break
         first = second
-    final = _solve_all(a, b, _with_neighbours(a, b, scores, first))
+    final = solve(_with_neighbours(a, b, scores, first), NULL)
     matching = _result(a, b, edges, final)
     _force(matching, a, b, edges)
     if reporter is not None:
@@ -120,10 +176,6 @@ def _candidates(units: list[Unit], v: Unit) -> list[Unit]:
         return units
     near = [u for u in units if u.name.numbers == v.name.numbers or u.path == v.path]
     return near or units[:_LARGE_CLASS]
-
-
-def _solve_all(a: Side, b: Side, scores: dict[tuple[int, int], float]) -> Solution:
-    return solve(scores, NULL)
 
 
 def _certain(solution: Solution) -> dict[int, int]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ckptdoctor.align.model import Question
+from ckptdoctor.align.model import Match, Question
 from ckptdoctor.align.names import is_derived, is_training_state, table
 from ckptdoctor.align.prefix import relative_name
 from ckptdoctor.keys import fold

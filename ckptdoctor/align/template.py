@@ -1,0 +1,66 @@
+"""Repeated blocks as one template: match one block, pair the others by their rank."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ckptdoctor.align.names import Token
+from ckptdoctor.align.units import Unit
+
+REPEATS = 4  # equal blocks from which one stands for all
+LONE_REPEATS = 40  # the same for blocks of a single module
+
+Path = tuple[Token, ...]
+
+
+@dataclass(frozen=True)
+class Templates:
+    """``shown``: the units that stand for their likes; ``instances``: all of a shown unit, in order."""
+
+    shown: list[Unit]
+    instances: dict[int, list[Unit]]
+
+
+def compress(units: Sequence[Unit]) -> Templates:
+    """Fold blocks that differ in their number alone (same names below it, same shapes)."""
+    block_class = _classes(units)
+    groups: dict[tuple[object, ...], list[Unit]] = defaultdict(list)
+    for unit in units:
+        groups[_identity(unit, block_class)].append(unit)
+    for members in groups.values():
+        members.sort(key=lambda u: u.name.numbers)
+    shown = sorted((m[0] for m in groups.values()), key=lambda u: u.index)
+    return Templates(shown, {m[0].index: m for m in groups.values()})
+
+
+def _identity(unit: Unit, block_class: dict[Path, int]) -> tuple[object, ...]:
+    """The unit's path with the number of every folded block replaced by the block's class."""
+    flat = unit.name.flat
+    out: list[object] = [unit.path.count("."), unit.bare]
+    for i, token in enumerate(flat):
+        found = block_class.get(flat[: i + 1]) if isinstance(token, int) else None
+        out.append(("#", found) if found is not None else token)
+    return tuple(out)
+
+
+def _classes(units: Sequence[Unit]) -> dict[Path, int]:
+    """Path of a numbered block -> id shared by all equal blocks of one list."""
+    content: dict[Path, int] = defaultdict(int)
+    size: dict[Path, int] = defaultdict(int)
+    for unit in units:
+        flat = unit.name.flat
+        for depth, token in enumerate(flat, 1):
+            if isinstance(token, int):
+                content[flat[:depth]] += hash((flat[depth:], unit.exact)) & 0xFFFFFFFFFFFF
+                size[flat[:depth]] += 1
+    lists: dict[tuple[Path, int], list[Path]] = defaultdict(list)
+    for path, total in content.items():
+        lists[path[:-1], total].append(path)
+    found: dict[Path, int] = {}
+    for (_, total), blocks in lists.items():
+        least = REPEATS if size[blocks[0]] > 1 else LONE_REPEATS
+        if len(blocks) >= least:
+            found.update(dict.fromkeys(blocks, total))
+    return found
