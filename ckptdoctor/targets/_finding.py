@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def candidates(module: ModuleType) -> list[Candidate]:
         elif isinstance(thing, type) and issubclass(thing, torch.nn.Module):
             if not inspect.isabstract(thing):
                 found.append(Candidate(name, "class", definition(thing)[1], thing))
-        elif inspect.isfunction(thing) and name in functions:
+        elif name in functions:
             found.append(Candidate(name, "function", definition(thing)[1], thing))
     return found
 
@@ -133,9 +133,7 @@ def _returning_modules(module: ModuleType) -> set[str]:
         if not more:
             break
         found |= more
-    return {
-        n for n in found if not _ACTION.fullmatch(n) and isinstance(getattr(module, n, None), FunctionType)
-    }
+    return {n for n in found if not _ACTION.fullmatch(n) and callable(getattr(module, n, None))}
 
 
 def _annotated(module: ModuleType, node: ast.FunctionDef) -> bool:
