@@ -54,7 +54,7 @@ def prepare(units: Sequence[Unit], ordered: bool) -> Side:
     side.slots = slots_of(units)
     for unit in units:
         side.kinds[unit.index] = kind_of(unit)
-        side.values[unit.index] = values_of(unit)
+        side.values[unit.index] = dict(values_of(unit))
         side.bags[unit.index] = _bag(unit)
     for index, part in trio_values(units).items():
         side.values[index]["ffn"] = part

@@ -89,15 +89,27 @@ def _derived() -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(k.split(".")) for k in table()["derived"]["keys"])
 
 
+@cache
+def _derived_leaves() -> frozenset[str]:
+    return frozenset(d[-1] for d in _derived())
+
+
 def is_derived(key: str) -> bool:
     """Whether the key names a buffer that models compute for themselves."""
+    if key.rpartition(".")[2] not in _derived_leaves():
+        return False
     segments = tuple(key.split("."))
     return any(segments[-len(d) :] == d for d in _derived())
 
 
+@cache
+def _training_leaves() -> frozenset[str]:
+    return frozenset(table()["training"]["ends"])
+
+
 def is_training_state(key: str) -> bool:
     """Whether the key's last segment names optimizer or averaging state."""
-    return key.replace("/", ".").rpartition(".")[2].partition(":")[0] in table()["training"]["ends"]
+    return key.replace("/", ".").rpartition(".")[2].partition(":")[0] in _training_leaves()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,12 @@ def last_words(unit: Unit) -> tuple[Token, ...]:
 
 def kind_of(unit: Unit) -> str:
     """`norm`, `scale`, `matrix` or ``""``."""
+    if unit.kind is None:
+        unit.kind = _kind(unit)
+    return unit.kind
+
+
+def _kind(unit: Unit) -> str:
     if "running_mean" in unit.leaves or unit.cls.find("Norm") >= 0:
         return "norm"
     last = last_words(unit)
@@ -37,6 +43,12 @@ def kind_of(unit: Unit) -> str:
 
 def values_of(unit: Unit) -> dict[str, Token]:
     """Exclusive values by group, with what only the context tells (`attn.proj` is the output)."""
+    if unit.values is None:
+        unit.values = _values(unit)
+    return unit.values
+
+
+def _values(unit: Unit) -> dict[str, Token]:
     found = exclusive_values(unit.name)
     if unit.role:
         found["leaf"] = unit.role

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ckptdoctor.align.names import Name, leaf_role, name_of
+from ckptdoctor.align.names import Name, Token, leaf_role, name_of
 from ckptdoctor.trees import TensorSpec
 
 Shape = tuple[int, ...]
@@ -51,6 +51,8 @@ class Unit:
     role: str = ""  # what a single tensor is of its module, when it stands alone
     key: frozenset[tuple[str, Shape]] = frozenset()
     exact: frozenset[tuple[str, Shape]] = frozenset()
+    kind: str | None = None  # what roles.kind_of and roles.values_of found, kept
+    values: dict[str, Token] | None = None
 
     def seal(self) -> Unit:
         """Fix what is compared once all leaves are there.
@@ -60,6 +62,7 @@ class Unit:
         """
         shapes = {r: leaf.shape for r, leaf in self.leaves.items() if r not in OPTIONAL_ROLES}
         self.key = frozenset((r, canonical_shape(s)) for r, s in shapes.items())
+        self.kind = self.values = None
         self.exact = frozenset((r, tuple(d for d in s if d != 1)) for r, s in shapes.items())
         return self
 
