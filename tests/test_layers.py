@@ -1,5 +1,6 @@
 """The layers of CONTRIBUTING.md, and what may be imported when."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,12 @@ import sys
 print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
 """
 
-# A meta path finder that plays a machine where these are not installed.
-WITHOUT = """
+# sitecustomize of a machine where torch and what comes with it are not installed, for subprocesses as well.
+WITHOUT_TORCH = """
 import sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in %r:
+        if name.partition(".")[0] in ("torch", "numpy", "safetensors", "scipy"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Missing())
 """
@@ -36,8 +37,9 @@ except SystemExit as stop:
 """
 
 
-def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *args], text=True, capture_output=True, check=False)
+def python(code: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *args]
+    return subprocess.run(command, text=True, capture_output=True, check=False, env={**os.environ, **env})
 
 
 def modules_after(code: str, *args: str) -> set[str]:
@@ -74,19 +76,35 @@ def test_inspect_imports_nothing_heavy(checkpoint: str) -> None:
     assert not loaded & set(HEAVY)
 
 
-def test_inspect_works_where_torch_is_not_installed(checkpoint: str) -> None:
-    blocked = ("torch", "numpy", "safetensors", "scipy")
-    done = python(WITHOUT % (blocked,) + RUN + "sys.exit(code)", "inspect", checkpoint)
+@pytest.fixture
+def bare(tmp_path: Path) -> str:
+    """A PYTHONPATH that hides torch."""
+    directory = tmp_path / "bare"
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(WITHOUT_TORCH)
+    assert python("import torch", PYTHONPATH=str(directory)).returncode == 1
+    return str(directory)
+
+
+def test_inspect_works_where_torch_is_not_installed(checkpoint: str, bare: str) -> None:
+    done = python(RUN + "sys.exit(code)", "inspect", checkpoint, PYTHONPATH=bare)
     assert "module.fc.weight" in done.stdout, done.stderr
+    assert done.returncode == 0
     assert "Traceback" not in done.stderr
 
 
-def test_a_model_without_torch_says_what_to_install(checkpoint: str, tmp_path: Path) -> None:
+def test_files_are_compared_where_torch_is_not_installed(checkpoint: str, bare: str) -> None:
+    done = python(RUN + "sys.exit(code)", "diagnose", checkpoint, checkpoint, PYTHONPATH=bare)
+    assert "state_dict" in done.stdout, done.stderr
+    assert done.returncode == 1
+
+
+def test_a_model_without_torch_says_what_to_install(checkpoint: str, tmp_path: Path, bare: str) -> None:
     (tmp_path / "model.py").write_text("import torch\nclass Net(torch.nn.Module): pass\n")
-    blocked = ("torch", "numpy", "safetensors", "scipy")
-    code = WITHOUT % (blocked,) + RUN + "sys.exit(code)"
-    done = python(code, "repair", str(tmp_path / "model.py"), checkpoint, "-o", str(tmp_path / "out.pth"))
+    out = tmp_path / "out.pth"
+    args = ["repair", str(tmp_path / "model.py"), checkpoint, "-o", str(out)]
+    done = python(RUN + "sys.exit(code)", *args, PYTHONPATH=bare)
     assert done.returncode == 2
-    assert "torch" in done.stderr
+    assert "torch" in done.stderr and "install" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out.pth").exists()
+    assert not out.exists()

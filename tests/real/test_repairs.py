@@ -78,11 +78,13 @@ def test_lpips_without_dropout(real: Real) -> None:
     assert_same(model, expected)
 
 
-def test_lpips_into_its_own_network_needs_nothing(real: Real) -> None:
+def test_lpips_into_its_own_network_needs_a_device_at_most(real: Real) -> None:
+    """Saved on cuda:0: torch.load alone takes it only where that is, so it loads "as it is" only there."""
     model = models.LinLayers(use_dropout=True)
     path = real("lpips/weights/v0.1/alex.pth")
     found = ckptdoctor.diagnose(model, path)
-    assert (found.verdict, found.ok) == ("compatible", True)
+    assert found.verdict == ("compatible" if torch.cuda.is_available() else "repairable")
+    assert [step.op for step in found.plan.step] == ([] if torch.cuda.is_available() else ["place"])
     ckptdoctor.auto_load(model, path)
     assert_same(model, torch_load(path))
 
