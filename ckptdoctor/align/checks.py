@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align import facts
 from ckptdoctor.align.model import Choice, Match, Question
-from ckptdoctor.align.names import table
-from ckptdoctor.align.prefix import relative_name
 from ckptdoctor.align.units import Unit
 from ckptdoctor.wrappers import strip_key
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
-
-WIDE = 0.1  # share of units that may disagree before it is another model
 
 
 def take_back(
@@ -64,6 +61,80 @@ def _same_memory(state: State, keys: Iterable[str]) -> bool:
     return all(s.storage and (s.storage, s.offset) == (specs[0].storage, specs[0].offset) for s in specs)
 
 
+def places(state: State) -> None:
+    """The checkpoint fits into several parts of the model equally well."""
+    base = state.base
+    if not base.places:
+        return
+    inside = [k for k in state.matches if strip_key(k).startswith(base.target + ".")]
+    take_back(state, inside, "the checkpoint fits several parts of the model equally well")
+    options = [base.target, *base.places]
+    state.questions.append(
+        Question(
+            "place",
+            f"the checkpoint fits {len(options)} parts of the model equally well: "
+            + ", ".join(f"`{o}`" for o in options),
+            tuple(inside),
+            (),
+            (),
+            tuple((f"--rename '**={o}.**'", f"load it into `{o}`") for o in options),
+        )
+    )
+
+
+def backwards(state: State) -> None:
+    """Numbered lists that count the other way round on the two sides.
+
+    Blocks of unequal shapes show it; those of equal shapes were paired by rank and are taken back.
+    """
+    sources = {u.index: u for u in state.sources}
+    targets = {u.index: u for u in state.targets}
+    lists: dict[tuple[object, object], dict[int, tuple[int, list[tuple[Unit, Unit]]]]] = defaultdict(dict)
+    for t, s in state.matching.certain.items():
+        u, v = sources[s], targets[t]
+        i, j = _first_number(u), _first_number(v)
+        if i is None or j is None:
+            continue
+        here = lists[u.name.flat[:i], v.name.flat[:j]]
+        number = u.name.flat[i]
+        assert isinstance(number, int)
+        other = v.name.flat[j]
+        assert isinstance(other, int)
+        if number in here and here[number][0] != other:
+            here[-1] = (0, [])  # several levels in one: not a list of blocks
+            continue
+        here.setdefault(number, (other, []))[1].append((u, v))
+    keys: list[str] = []
+    for blocks in lists.values():
+        if -1 not in blocks and _falls(blocks):
+            keys += _equal_shaped(state, [p for _, pairs in blocks.values() for p in pairs])
+    if keys:
+        take_back(state, keys, "the two sides number these blocks in opposite directions")
+
+
+def _first_number(unit: Unit) -> int | None:
+    return next((i for i, t in enumerate(unit.name.flat) if isinstance(t, int)), None)
+
+
+def _falls(blocks: dict[int, tuple[int, list[tuple[Unit, Unit]]]]) -> bool:
+    ordered = [blocks[n][0] for n in sorted(blocks)]
+    return any(a > b for a, b in pairwise(ordered))
+
+
+def _equal_shaped(state: State, pairs: list[tuple[Unit, Unit]]) -> list[str]:
+    """Model keys of the pairs whose shapes occur in several blocks."""
+    blocks: dict[object, set[object]] = defaultdict(set)
+    for u, _ in pairs:
+        blocks[u.exact].add(u.name.flat[: (_first_number(u) or 0) + 1])
+    return [
+        state.target_names[n]
+        for u, v in pairs
+        if len(blocks[u.exact]) > 1
+        for leaf in v.leaves.values()
+        for n in leaf.keys
+    ]
+
+
 def rivals(state: State) -> None:
     """Another part of the checkpoint explains the model as well."""
     base = state.base
@@ -89,89 +160,6 @@ def rivals(state: State) -> None:
             (),
             tuple((f"--choose {o}", f"load the keys under `{o}.`") for o in options),
         )
-    )
-
-
-def families(state: State) -> None:
-    """Some members of a numbered family match while others find no partner: depth or insertion."""
-    targets = {u.index: u for u in state.targets}
-    sources = {u.index: u for u in state.sources}
-    for s, n, _, m in state.matching.uneven[:1]:
-        refuse(
-            state,
-            f"the checkpoint has {n} blocks like `{_block(sources[s])}`, the model {m}: another depth of the "
-            "same architecture",
-        )
-        return
-    matched_t = [targets[t] for t in state.matching.certain]
-    matched_s = [sources[s] for s in state.matching.certain.values()]
-    lonely_t = [u for u in state.targets if u.index not in state.matching.certain]
-    lonely_s = _lonely(state.sources, matched_s)
-    deep_s = _split_families(lonely_s, matched_s)
-    if deep_s and _whole_blocks(deep_s) and not _paired(state, deep_s):
-        _refuse_depth(state, deep_s, matched_s, "checkpoint", "model")
-        return
-    deep_t = _split_families(lonely_t, matched_t)
-    if deep_t and _whole_blocks(deep_t) and _at_the_end(deep_t, matched_t):
-        _refuse_depth(state, deep_t, matched_t, "model", "checkpoint")
-        return
-    shared = {_family(u) for u in deep_t}
-    partner = {s: t for t, s in state.matching.certain.items()}
-    suspects = {u.index for u in matched_t if _family(u) in shared}
-    shared_s = {_family(u) for u in deep_s}
-    suspects |= {partner[u.index] for u in matched_s if _family(u) in shared_s}
-    keys = [state.target_names[n] for i in suspects for leaf in targets[i].leaves.values() for n in leaf.keys]
-    if keys:
-        take_back(state, keys, "some of this numbered family have no partner, so any of them may be meant")
-
-
-def _lonely(units: list[Unit], matched: list[Unit]) -> list[Unit]:
-    taken = {u.index for u in matched}
-    return [u for u in units if u.index not in taken]
-
-
-def _family(unit: Unit) -> tuple[str, object]:
-    return unit.name.skeleton, unit.exact
-
-
-def _split_families(lonely: list[Unit], matched: list[Unit]) -> list[Unit]:
-    known = {_family(u) for u in matched if "#" in u.name.skeleton}
-    return [u for u in lonely if _family(u) in known]
-
-
-def _block(unit: Unit) -> str:
-    """The path up to the last number that is followed by more."""
-    segments = unit.path.split(".")
-    for i in range(len(segments) - 2, -1, -1):
-        if any(c.isdigit() for c in segments[i]):
-            return ".".join(segments[: i + 1])
-    return ""
-
-
-def _whole_blocks(units: list[Unit]) -> bool:
-    counts = Counter(_block(u) for u in units)
-    return any(n > 1 for block, n in counts.items() if block)
-
-
-def _paired(state: State, units: list[Unit]) -> bool:
-    return all(any(u.index in c for c in state.matching.open.values()) for u in units)
-
-
-def _at_the_end(lonely: list[Unit], matched: list[Unit]) -> bool:
-    families = {_family(u) for u in lonely}
-    last = max((u.name.numbers for u in matched if _family(u) in families), default=())
-    return all(u.name.numbers > last for u in lonely)
-
-
-def _refuse_depth(state: State, lonely: list[Unit], matched: list[Unit], has: str, lacks: str) -> None:
-    family = Counter(u.name.skeleton for u in lonely).most_common(1)[0][0]
-    more = sum(u.name.skeleton == family for u in lonely)
-    common = sum(u.name.skeleton == family for u in matched)
-    where = _block(next(u for u in lonely if u.name.skeleton == family))
-    refuse(
-        state,
-        f"the {has} has {common + more} blocks like `{where}`, the {lacks} {common}: another depth of the "
-        "same architecture",
     )
 
 
@@ -247,110 +235,3 @@ def adapters(state: State) -> None:
                 ((f"--drop '{example.rpartition('.')[0]}.**'", "leave the companions unused"),),
             )
         )
-
-
-def variant(state: State) -> None:
-    """Too many units of one name disagree in shape or in what they hold: another model."""
-    if state.refusal:
-        return
-    matched = {
-        n
-        for u in state.targets
-        if u.index in state.matching.certain
-        for leaf in u.leaves.values()
-        for n in leaf.keys
-    }
-    wrong_shape, ratios = _disagreeing(state, matched)
-    partial = _partial(state)
-    units = max(len(state.targets), 1)
-    if len(wrong_shape) > max(3, WIDE * units):
-        refuse(state, _ratio_words(ratios, len(wrong_shape)))
-    elif len(partial) > max(2, WIDE * units):
-        refuse(state, _partial_words(state, partial))
-
-
-def _disagreeing(state: State, matched: set[str]) -> tuple[list[str], Counter[str]]:
-    names: list[str] = []
-    ratios: Counter[str] = Counter()
-    for name, key in state.target_names.items():
-        mine = state.source_names.get(name)
-        if name in matched or mine is None:
-            continue
-        have, want = state.source[mine].shape, state.target[key].shape
-        if have != want:
-            names.append(name)
-            if len(have) == len(want):
-                ratios.update({_ratio(h, w) for h, w in zip(have, want, strict=True) if h != w})
-    return names, ratios
-
-
-def _ratio(have: int, want: int) -> str:
-    return f"{have / want:.4g}" if want else "0"
-
-
-def _ratio_words(ratios: Counter[str], count: int) -> str:
-    if ratios:
-        ratio, n = ratios.most_common(1)[0]
-        if n * 4 >= count * 3:
-            shard = " (a tensor-parallel shard, or a smaller variant)" if float(ratio) < 1 else ""
-            return (
-                f"{count} tensors of the same name have another shape, with the constant ratio {ratio} "
-                f"between checkpoint and model{shard}: another variant, not a repairable difference"
-            )
-    return f"{count} tensors of the same name have another shape: another architecture or variant"
-
-
-def _partial(state: State) -> list[tuple[str, frozenset[str], frozenset[str]]]:
-    """Modules of one name on both sides whose tensors differ in kind."""
-    theirs = {u.path: u for u in state.targets if not u.bare}
-    taken_s = set(state.matching.certain.values())
-    found = []
-    for unit in state.sources:
-        other = theirs.get(unit.path)
-        if other is None or unit.bare or unit.index in taken_s or other.index in state.matching.certain:
-            continue
-        mine, want = frozenset(unit.leaves), frozenset(other.leaves)
-        if mine != want:
-            found.append((unit.path, mine - want, want - mine))
-    below = _below(state)
-    for path, unit in theirs.items():
-        if unit.index not in state.matching.certain and path in below and path not in {f[0] for f in found}:
-            found.append((path, frozenset(below[path]), frozenset(unit.leaves)))
-    return found
-
-
-def _below(state: State) -> dict[str, set[str]]:
-    """Module path -> bare tensors of the checkpoint directly below it."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for name in state.source_names:
-        path, _, leaf = name.rpartition(".")
-        found[path].add(leaf)
-    return found
-
-
-def _partial_words(state: State, partial: list[tuple[str, frozenset[str], frozenset[str]]]) -> str:
-    path, extra, missing = partial[0]
-    has = ", ".join(sorted(extra)) or "less"
-    wants = ", ".join(sorted(missing)) or "less"
-    words = (
-        f"{len(partial)} modules hold other tensors: `{path}` has {has} in the checkpoint "
-        f"and {wants} in the model"
-    )
-    if extra & set(table()["layouts"]["quantised"]):
-        return words + ": a quantised checkpoint; dequantise it with the tool that wrote it"
-    if any("bias" in e for _, e, _ in partial) and any("running_mean" in u.leaves for u in state.targets):
-        return words + ": its normalisation seems to be folded into the convolutions; get the training file"
-    return words
-
-
-__all__ = [
-    "adapters",
-    "duplicates",
-    "families",
-    "partly_used",
-    "refuse",
-    "refused",
-    "relative_name",
-    "rivals",
-    "variant",
-]

@@ -67,7 +67,8 @@ def _pack(units: Sequence[Unit], pack: str) -> Unit:
         keys = tuple(k for leaf in parts for k in leaf.keys)
         shape = parts[0].shape
         total = (sum(leaf.shape[0] for leaf in parts), *shape[1:]) if shape else shape
-        leaves[role] = Leaf(keys, total, ("concat(0)",))
+        sizes = tuple(leaf.shape[0] for leaf in parts if leaf.shape)
+        leaves[role] = Leaf(keys, total, ("concat(0)",), sizes)
     path = f"{first.path.rpartition('.')[0]}.{pack}".lstrip(".")
     return Unit(first.index, path, leaves, name_of(path), parts=tuple(units)).seal()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align import checks, facts, finish, layouts
+from ckptdoctor.align import checks, facts, finish, layouts, variants
 from ckptdoctor.align.compose import compose, fold_weight_norm, stack_experts
 from ckptdoctor.align.matcher import Matching, match_units
 from ckptdoctor.align.model import Alignment, Match, Question, Unused
@@ -76,6 +76,20 @@ def to_one_space(state: State) -> None:
     state.target_names = {relative_name(n, state.base.target): k for n, k in names_t.items()}
 
 
+def same_names(state: State) -> None:
+    """The usual case, cheaply: every name on either side is on the other, with the same shape."""
+    names, mine = state.target_names, state.source_names
+    if len(mine) != len(names) or state.duplicates or state.base.rivals or state.base.places:
+        return
+    for name, key in names.items():
+        other = mine.get(name)
+        if other is None or state.source[other].shape != state.target[key].shape:
+            return
+    for name, key in names.items():
+        state.matches[key] = Match(key, "safe", (mine[name],), (), ("same name",))
+    state.source_names, state.target_names, state.followers = {}, {}, {}
+
+
 def make_units(state: State) -> None:
     """Modules with their tensors; fused and split packs brought to one form."""
     exact = {n for n in state.target_names if n in state.source_names}
@@ -144,9 +158,10 @@ def orient(state: State) -> None:
 PASSES = (
     facts.declared,
     to_one_space,
+    same_names,
     make_units,
     match,
-    checks.variant,
+    variants.variant,
     rest,
     orient,
     finish.write_matches,
@@ -155,7 +170,9 @@ PASSES = (
     layouts.invisible,
     checks.duplicates,
     checks.rivals,
-    checks.families,
+    checks.places,
+    checks.backwards,
+    variants.families,
     checks.partly_used,
     checks.refused,
     finish.fill_ties,

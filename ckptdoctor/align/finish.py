@@ -56,8 +56,12 @@ def _targets(src: Leaf, dst: Leaf, chain: Chain) -> list[tuple[str, Chain]]:
     full = (*src.ops, *chain)
     if len(dst.keys) == 1:
         return [(dst.keys[0], full)]
-    n = len(dst.keys)
-    return [(key, (*full, f"chunk(0,{i},{n})")) for i, key in enumerate(dst.keys)]
+    n, start, found = len(dst.keys), 0, []
+    for i, (key, size) in enumerate(zip(dst.keys, dst.sizes, strict=True)):
+        cut = f"chunk(0,{i},{n})" if len(set(dst.sizes)) == 1 else f"slice(0,{start},{start + size})"
+        found.append((key, (*full, cut)))
+        start += size
+    return found
 
 
 def _ask_layout(state: State, pair: Pair, evidence: tuple[str, ...]) -> None:

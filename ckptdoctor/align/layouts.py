@@ -37,7 +37,25 @@ def invisible(state: State) -> None:
         "names like `wq` come with interleaved pairs, the model's with halves (or the reverse): the rows of "
         "q and k may have to be permuted by head",
     )
+    patches = [(u, v) for u, v in pairs if _patches_crossed(u, v)]
+    _question(
+        state,
+        patches,
+        "patch",
+        "the order of pixels and channels inside a flattened patch cannot be seen from shapes",
+        "(c, h, w) and (h, w, c) give the same number of columns",
+    )
     _flatten_warnings(state, pairs)
+
+
+def _patches_crossed(u: Unit, v: Unit) -> bool:
+    """A patch embedding that is a matrix on one side and a convolution on the other."""
+    if "weight" not in u.leaves or "weight" not in v.leaves:
+        return False
+    ranks = {len(u.leaves["weight"].shape), len(v.leaves["weight"].shape)}
+    spoken = {t for x in (u, v) for seg in x.name.concepts for t in seg}
+    spatial = max((x.leaves["weight"].shape for x in (u, v)), key=len)
+    return len(ranks) == 2 and "patch" in spoken and any(d > 1 for d in spatial[2:])
 
 
 def _question(state: State, pairs: list[tuple[Unit, Unit]], kind: str, title: str, note: str) -> None:

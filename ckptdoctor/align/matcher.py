@@ -138,7 +138,8 @@ def _force(matching: Matching, a: Side, b: Side, edges: dict[tuple[int, int], Sc
         for shape, ts in by_shape_t.items()
         if len(ts) == 1 and len(by_shape_s.get(shape, ())) == 1 and (by_shape_s[shape][0], ts[0]) in edges
     }
-    complete = len(forced) == len(free_t) == len(free_s)
+    resized = _resized(free_s.values(), free_t.values())
+    complete = len(forced) + resized == len(free_t) == len(free_s)
     for t, s in forced.items():
         if complete or edges[s, t].total >= SOME:
             matching.certain[t] = s
@@ -148,6 +149,16 @@ def _force(matching: Matching, a: Side, b: Side, edges: dict[tuple[int, int], Sc
     taken = set(matching.certain.values())
     open_sources = {c for cs in matching.open.values() for c in cs[:1]}
     matching.lonely_sources = [u.index for u in a.units if u.index not in taken | open_sources]
+
+
+def _resized(sources: Iterable[Unit], targets: Iterable[Unit]) -> int:
+    """Left-over units that have one name on both sides and another shape: a new head, say.
+
+    They are each other's, though no repair keeps their values; so no pair can be meant for them.
+    """
+    mine = {u.path: u for u in sources}
+    pairs = [(mine[v.path], v) for v in targets if v.path in mine and not v.bare]
+    return sum(set(u.leaves) == set(v.leaves) and u.exact != v.exact for u, v in pairs)
 
 
 def _by_exact(units: Iterable[Unit]) -> dict[object, list[int]]:

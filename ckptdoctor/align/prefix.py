@@ -38,7 +38,8 @@ class Base:
     source: str
     target: str
     exact: int
-    rivals: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()  # other parts of the checkpoint
+    places: tuple[str, ...] = ()  # other parts of the model
 
 
 def find_base(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> Base:
@@ -60,7 +61,12 @@ def find_base(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> Base:
     smaller = min(len(source), len(target))
     if best[0] * 2 < smaller or best[0] - plain < 0.1 * smaller:
         best = (plain, "", "")
-    return Base(best[1], best[2], best[0], _rivals(scored, best, len(target)))
+    mirrored = [(n, q, p) for n, p, q in scored]
+    return Base(
+        *(best[1], best[2], best[0]),
+        _rivals(scored, best, len(target)),
+        _rivals(mirrored, (best[0], best[2], best[1]), len(source)),
+    )
 
 
 def _relative(names: Mapping[str, Shape], large: bool) -> dict[str, set[tuple[str, Shape]]]:
@@ -83,7 +89,7 @@ def _relative(names: Mapping[str, Shape], large: bool) -> dict[str, set[tuple[st
 
 
 def _rivals(scored: list[tuple[int, str, str]], best: tuple[int, str, str], keys: int) -> tuple[str, ...]:
-    """Other, disjoint parts of the checkpoint that explain the model as well (EMA, student, teacher)."""
+    """Other, disjoint parts that fit as well (EMA, student and teacher; two towers of a model)."""
     n_best, p_best, q_best = best
     if n_best * 2 < keys:
         return ()

@@ -34,6 +34,7 @@ class Leaf:
     keys: tuple[str, ...]
     shape: Shape
     ops: tuple[str, ...] = ()  # how the keys combine into this leaf, e.g. concat(0)
+    sizes: tuple[int, ...] = ()  # rows of each key, where keys are packed along dimension 0
 
 
 @dataclass(eq=False, slots=True)
