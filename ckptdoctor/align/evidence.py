@@ -40,6 +40,7 @@ class Side:
     values: dict[int, dict[str, Token]] = field(default_factory=dict)
     bags: dict[int, dict[Token, float]] = field(default_factory=dict)
     ranks: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    numbered: dict[tuple[Token, ...], frozenset[int]] = field(default_factory=dict)  # indices at a place
     family: dict[int, tuple[int, int]] = field(default_factory=dict)  # rank in, size of (skeleton, class)
     order_rank: dict[int, tuple[int, int]] = field(default_factory=dict)  # k-th of its class
     scopes: dict[int, list[int]] = field(default_factory=dict)  # structure hashes of the ancestors
@@ -83,6 +84,7 @@ def _number_ranks(side: Side) -> None:
         for i, token in enumerate(flat):
             if isinstance(token, int):
                 seen[flat[:i]].add(token)
+    side.numbered = {prefix: frozenset(ns) for prefix, ns in seen.items()}
     place = {prefix: {n: r for r, n in enumerate(sorted(ns))} for prefix, ns in seen.items()}
     for unit in side.units:
         flat = unit.name.flat
@@ -180,7 +182,7 @@ def score(a: Side, u: Unit, b: Side, v: Unit) -> Score | None:
     """How well source unit ``u`` explains target unit ``v``; None when roles forbid it."""
     reasons: list[str] = []
     total = 0.0
-    if u.path == v.path:
+    if u.path == v.path and _same_numbering(a, b, u):
         total += EXACT
         reasons.append("same name")
     words = _word_score(a.bags[u.index], b.bags[v.index])
@@ -203,6 +205,14 @@ def score(a: Side, u: Unit, b: Side, v: Unit) -> Score | None:
     if a.ordered and b.ordered and a.order_rank[u.index] == b.order_rank[v.index]:
         reasons.append("same place in the order of its shape")
     return Score(total, tuple(reasons))
+
+
+def _same_numbering(a: Side, b: Side, u: Unit) -> bool:
+    """An index is a name only where both lists have the same indices; else it may have shifted."""
+    flat = u.name.flat
+    return all(
+        a.numbered.get(flat[:i]) == b.numbered.get(flat[:i]) for i, t in enumerate(flat) if isinstance(t, int)
+    )
 
 
 def _turned(u: Unit, v: Unit) -> bool | None:

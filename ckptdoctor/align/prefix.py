@@ -62,11 +62,11 @@ def find_base(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> Base:
     if best[0] * 2 < smaller or best[0] - plain < 0.1 * smaller:
         best = (plain, "", "")
     mirrored = [(n, q, p) for n, p, q in scored]
-    return Base(
-        *(best[1], best[2], best[0]),
-        _rivals(scored, best, len(target)),
-        _rivals(mirrored, (best[0], best[2], best[1]), len(source)),
-    )
+    rivals = _rivals(scored, best, len(target))
+    places = _rivals(mirrored, (best[0], best[2], best[1]), len(source))
+    if rivals and places:  # twins on both sides: their names have to tell them apart
+        return Base("", "", plain)
+    return Base(best[1], best[2], best[0], rivals, places)
 
 
 def _relative(names: Mapping[str, Shape], large: bool) -> dict[str, set[tuple[str, Shape]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING
 from ckptdoctor.align.model import Match, Question
 from ckptdoctor.align.names import is_derived, is_training_state, table
 from ckptdoctor.align.prefix import relative_name
-from ckptdoctor.keys import fold
 from ckptdoctor.wrappers import strip_key
 
 if TYPE_CHECKING:
@@ -154,17 +154,17 @@ def _missing_questions(keys: list[str]) -> list[Question]:
 
 def _open_questions(state: State, spoken: set[str]) -> list[Question]:
     """Undecided keys grouped by the reason and by the sources that compete."""
-    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
     for match in state.matches.values():
         if match.status == "undecided" and match.target not in spoken:
-            groups[(*match.evidence[:1], *sorted({s for c in match.choices for s in c.sources}))].append(
-                match.target
-            )
-    merged: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for keys in groups.values():
-        text = tuple(f.text for f in fold(keys))
-        merged[text] += keys
-    return [_open_question(state, keys) for keys in merged.values()]
+            rivals = frozenset(_family(s) for c in match.choices for s in c.sources)
+            groups[(match.evidence[:1], rivals)].append(match.target)
+    return [_open_question(state, keys) for keys in groups.values()]
+
+
+def _family(key: str) -> str:
+    """The module's path without numbers: competing blocks and tensors are one question."""
+    return re.sub(r"\d+", "#", key.rpartition(".")[0])
 
 
 def _open_question(state: State, keys: list[str]) -> Question:
