@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def inspect(path: PathLike, *, deep: bool = False) -> Archive:
     if deep:
         from ckptdoctor.formats import deep_check
 
-        archive = deep_check(archive)
+        archive = replace(archive, diagnostics=(*archive.diagnostics, *deep_check(archive)))
     return archive
 
 
@@ -138,8 +139,10 @@ def apply(
         if model is None or isinstance(model, str | os.PathLike):
             raise ApplyError("apply() needs a live model to load into, or out= for a file to write")
         return _into_model(plan, archive, model, device)
-    target = _target(plan.target.model if model is None else model, None, kwargs, timeout)
-    return _into_file(plan, archive, target, out)
+    asked = plan.target.model if model is None else model
+    target = _target(asked, None, kwargs, timeout)
+    live = None if isinstance(asked, str | os.PathLike) else getattr(asked, "state_dict", None)
+    return _into_file(plan, archive, target, out, kwargs=kwargs, timeout=timeout, live=live)
 
 
 def _chosen(plan: Plan, archive: Archive) -> StateDict:
@@ -170,17 +173,35 @@ def _into_model(plan: Plan, archive: Archive, model: torch.nn.Module, device: An
     )
 
 
-def _into_file(plan: Plan, archive: Archive, target: Target, out: PathLike) -> Receipt:
+def _into_file(
+    plan: Plan,
+    archive: Archive,
+    target: Target,
+    out: PathLike,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    timeout: float = 60,
+    live: Callable[[], Mapping[str, Any]] | None = None,
+) -> Receipt:
+    """``live`` gives the state dict of a model at hand; others are built when the plan keeps their values."""
     from ckptdoctor.formats.tensors import TensorReader
-    from ckptdoctor.loading import apply_to_file
+    from ckptdoctor.loading import apply_to_file, needs_model
     from ckptdoctor.plan import expand
 
     chosen = _chosen(plan, archive)
+    expansion = expand(plan, chosen.tree, target.tree)
+    initial = None
+    if keys := needs_model(expansion, target.tree):
+        from ckptdoctor.targets.values import initial_values
+
+        values = live() if live else initial_values(target.label, keys, kwargs=kwargs, timeout=timeout)
+        initial = values.__getitem__
     return apply_to_file(
-        expand(plan, chosen.tree, target.tree),
+        expansion,
         TensorReader(archive, chosen),
         out,
         target.tree,
+        initial=initial,
         fresh=lambda: TensorReader(archive, chosen),
         source_versions=chosen.tree.versions,
         accept=_accepted(plan),
@@ -244,11 +265,15 @@ def read_plan(path: PathLike) -> Plan:
         raise PlanError(f"{printable(os.fspath(path))}: {error}", error.diagnostics) from None
 
 
-def write_diagnosed(diagnosis: Diagnosis, out: PathLike) -> Receipt:
-    """Apply the plan of a diagnosis to a file; the model is not built a second time."""
+def write_diagnosed(
+    diagnosis: Diagnosis, out: PathLike, *, kwargs: Mapping[str, Any] | None = None, timeout: float = 60
+) -> Receipt:
+    """Apply the plan of a diagnosis to a file; the model is built again only if its own values are kept."""
     diagnosis.raise_for_verdict()
     assert diagnosis.plan is not None  # raise_for_verdict
-    return _into_file(diagnosis.plan, diagnosis.archive, diagnosis.target, out)
+    return _into_file(
+        diagnosis.plan, diagnosis.archive, diagnosis.target, out, kwargs=kwargs, timeout=timeout
+    )
 
 
 def _target(

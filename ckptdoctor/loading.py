@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptdoctor.apply import Expansion, Initial, Reader, file_values, run_on_model
+from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.casts import CastClass
 from ckptdoctor.receipt import Action, Entry, Receipt
 from ckptdoctor.verify import verify_file, verify_model
@@ -118,6 +119,13 @@ def apply_to_file(
         unused=dict(expansion.unused),
         notes=(f"{out} replaced the file that was read",) if _same_file(source, path) else (),
     )
+
+
+def needs_model(expansion: Expansion, target_tree: ParamTree) -> tuple[str, ...]:
+    """Model keys whose value only the model itself can give, so that ``initial`` is needed; often none."""
+    kept = [key for key, fill in expansion.fills.items() if fill.kind in ("keep", "reinit")]
+    known = not target_tree.extra and all(derived_value(k, target_tree[k].shape) is not None for k in kept)
+    return () if known else (*kept, *target_tree.extra)
 
 
 def _same_file(source: str, out: Path) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ckptdoctor.receipt import Receipt
 
 
-@click.command()
+@click.command(short_help="Write a file that loads strictly: plan and apply.")
 @click.argument("model")
 @click.argument("checkpoint")
 @model_options
@@ -43,11 +43,12 @@ def repair(model: str, checkpoint: str, out: str, form: str, verbose: bool, **op
     if found.verdict not in ("compatible", "repairable") or found.plan is None:
         explain_refusal(found, verbose, options["kwargs"])
         return 1
-    _show(write_diagnosed(found, out), form)
+    kwargs, timeout = kwargs_of(options["kwargs"]), options["timeout"]
+    _show(write_diagnosed(found, out, kwargs=kwargs, timeout=timeout), form)
     return 0
 
 
-@click.command()
+@click.command(short_help="Do what a plan file says.")
 @click.argument("plan")
 @click.argument("checkpoint", required=False)
 @click.option("--model", default=None, metavar="MODEL", help="The model, if not the one that the plan names.")

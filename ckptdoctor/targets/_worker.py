@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -82,7 +83,8 @@ def _work(request: Mapping[str, Any], send: Callable[..., None]) -> None:
     sys.dont_write_bytecode = True  # a check leaves nothing behind in the user's folders
     send("stage", doing=f"importing {request['source']}")
     sys.argv = [request["file"] or request["module"]]
-    with _building.skipping_random_init():  # values of module-level models are never looked at
+    # Values of module-level models are not looked at, unless it is values that are asked for.
+    with nullcontext() if request.get("values") else _building.skipping_random_init():
         if request["file"]:
             module = _finding.import_file(Path(request["file"]))
         else:
@@ -90,6 +92,12 @@ def _work(request: Mapping[str, Any], send: Callable[..., None]) -> None:
     if request["name"]:
         candidate = _named(module, request["name"])
         send("stage", doing=f"building {request['name']}", name=candidate.name)
+        if request.get("values"):
+            from ckptdoctor.targets.values import save_values
+
+            save_values(candidate, request)
+            send("saved")
+            return
         send("built", **_built(candidate, request["kwargs"]))
     else:
         _try_all(module, request, send)

@@ -67,18 +67,7 @@ def load_source(
     ``kwargs`` are the constructor's arguments, plain JSON. Without a name every model of the file that
     can be built is a candidate; ``prefer`` chooses when there are several. Raises ``TargetError``.
     """
-    arguments = _checked_kwargs(kwargs)
-    if timeout <= 0:
-        raise TargetError(f"the timeout is {timeout} seconds; it has to be above 0")
-    path = _checked_file(source) if source.file else None
-    request = {
-        "file": str(path or ""),
-        "module": source.module,
-        "name": source.name,
-        "source": source.text,
-        "kwargs": arguments,
-        "skip": [],
-    }
+    request = checked_request(source, kwargs, timeout)
     if source.name:
         outcome = _process.run(request, timeout)
         built = [e for e in outcome.events if e["event"] == "built"]
@@ -87,6 +76,22 @@ def load_source(
         return _target(source, built[0])
     found, failed = _all_candidates(source, request, timeout)
     return _choose(source, found, failed, prefer)
+
+
+def checked_request(source: Source, kwargs: Mapping[str, Any] | None, timeout: float) -> dict[str, Any]:
+    """What the worker is asked; refuses what would fail after the seconds that torch takes to import."""
+    arguments = _checked_kwargs(kwargs)
+    if timeout <= 0:
+        raise TargetError(f"the timeout is {timeout} seconds; it has to be above 0")
+    path = _checked_file(source) if source.file else None
+    return {
+        "file": str(path or ""),
+        "module": source.module,
+        "name": source.name,
+        "source": source.text,
+        "kwargs": arguments,
+        "skip": [],
+    }
 
 
 def _checked_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
