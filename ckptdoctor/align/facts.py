@@ -11,6 +11,7 @@ from ckptdoctor.align.units import Leaf
 from ckptdoctor.decisions import Decision
 from ckptdoctor.errors import DecisionError
 from ckptdoctor.keys import Rule, matches, printable
+from ckptdoctor.wrappers import strip_key
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
@@ -97,6 +98,11 @@ def _reinit(state: State) -> None:
             if key in state.matches:
                 raise DecisionError(f"reinit={printable(pattern)}: `{printable(key)}` is also renamed to")
             state.matches[key] = Match(key, "kept", evidence=(f"decision: reinit={pattern}",))
+    kept = {strip_key(k) for k, m in state.matches.items() if m.status == "kept"}
+    for key in state.source.specs:
+        if strip_key(key) in kept and key not in state.unused:
+            why = "the model key of this name keeps its initial value by decision"
+            state.unused[key] = Unused(key, why, True)
 
 
 def open_source(state: State) -> Mapping[str, object]:

@@ -128,9 +128,8 @@ def _force(matching: Matching, a: Side, b: Side, edges: dict[tuple[int, int], Sc
     Without a word for it such a pair is accepted only if then nothing is left over on either side:
     uniqueness counts over the whole pool.
     """
-    free_s = {u.index: u for u in a.units} | {}
-    for s in matching.certain.values():
-        free_s.pop(s, None)
+    certain_s = set(matching.certain.values())
+    free_s = {u.index: u for u in a.units if u.index not in certain_s}
     free_t = {v.index: v for v in b.units if v.index not in matching.certain}
     by_shape_s, by_shape_t = _by_exact(free_s.values()), _by_exact(free_t.values())
     forced = {
