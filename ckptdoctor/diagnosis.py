@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ckptdoctor.align.model import Alignment, Question, Verdict
 from ckptdoctor.decisions import Decision
 from ckptdoctor.diagnostics import Diagnostic
-from ckptdoctor.errors import IncompatibleError, PlanError, UndecidedError
-from ckptdoctor.keys import printable
+from ckptdoctor.errors import DecisionError, IncompatibleError, PlanError, UndecidedError
+from ckptdoctor.keys import PatternError, matches, printable
 from ckptdoctor.rules import Case, narrate
 from ckptdoctor.trees import ParamTree
 
@@ -171,6 +171,7 @@ def examine(
 ) -> Diagnosis:
     """Choose the state dict, align it with the model, plan the repair, and word what was found."""
     decisions = tuple(decisions)
+    check_patterns(decisions)
     chosen, alignment, question = _choose(archive, target, decisions, reporter)
     plan, problem = None, ""
     if chosen is not None and alignment is not None and question is None:
@@ -211,10 +212,30 @@ def _choose(
     if not candidates:
         return None, None, None
     pairs = [(path, sd.tree) for path, sd in candidates.items()]
+    _check_choices(pairs, decisions)
     chosen = choose_state_dict(pairs, target.tree, decisions, reporter=reporter)
     if chosen.path is None:
         return None, None, chosen.question
     return candidates[chosen.path], chosen.alignment, chosen.question
+
+
+def _check_choices(pairs: Sequence[tuple[str, ParamTree]], decisions: Sequence[Decision]) -> None:
+    """A choice is a state dict's path, or a prefix of keys that a question offered."""
+    for value in (d.value for d in decisions if d.kind == "choose"):
+        if any(value == path or any(k.startswith(value + ".") for k in tree.specs) for path, tree in pairs):
+            continue
+        paths = ", ".join(f"`{printable(path)}`" for path, _ in pairs if path) or "none inside an envelope"
+        raise DecisionError(f"choose={printable(value)}: the file has no such state dict; it has {paths}")
+
+
+def check_patterns(decisions: Sequence[Decision]) -> None:
+    """Raise :class:`DecisionError` for a pattern that cannot be read."""
+    for decision in decisions:
+        if decision.kind in ("reinit", "drop"):
+            try:
+                matches(decision.value, "")
+            except PatternError as error:
+                raise DecisionError(f"{decision.kind}: {error}") from None
 
 
 def _plan(

@@ -19,7 +19,7 @@ from ckptdoctor.cli.running import run
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 loads strictly as it is, or done; 1 findings or open questions; 2 could not check.",
 )
-@click.version_option(__version__, "--version", "-V", prog_name="ckptdoctor")
+@click.version_option(__version__, "--version", "-V", message="ckptdoctor %(version)s")
 def group() -> None:
     """Why does this PyTorch checkpoint not load, and what repairs it, provably?
 

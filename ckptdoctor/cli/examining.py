@@ -36,7 +36,7 @@ def examine(model: str, checkpoint: str, options: dict[str, Any], reporter: Any 
     )
 
 
-@click.command()
+@click.command(short_help="Say whether a checkpoint loads, why not, and what repairs it.")
 @click.argument("model")
 @click.argument("checkpoint")
 @model_options
@@ -78,7 +78,7 @@ def diagnose(
     return int(not found.ok and not exit_zero)
 
 
-@click.command()
+@click.command(short_help="Write the repair as a file to review.")
 @click.argument("model")
 @click.argument("checkpoint")
 @model_options

@@ -14,7 +14,7 @@ from ckptdoctor.cli.options import (
 )
 
 
-@click.command()
+@click.command(short_help="Say what a checkpoint holds.")
 @click.argument("checkpoint")
 @click.option("--deep", is_flag=True, help="Read the bytes, too: checksums, NaN and infinite values.")
 @format_option()
@@ -42,7 +42,7 @@ def inspect(checkpoint: str, deep: bool, form: str, out: str | None, verbose: bo
     return int(unusual and not exit_zero)
 
 
-@click.command()
+@click.command(short_help="Compare two checkpoints or models.")
 @click.argument("first")
 @click.argument("second")
 @model_options
@@ -80,7 +80,7 @@ def diff(
     return int(bool(found) and not exit_zero)
 
 
-@click.command()
+@click.command(short_help="Explain a finding (CKD101).")
 @click.argument("code", required=False)
 @format_option("text", "json")
 def explain(code: str | None, form: str) -> int:

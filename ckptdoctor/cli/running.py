@@ -16,9 +16,9 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 def run(group: click.Group, args: list[str]) -> int:
     """The exit code of one command line. Words go to stderr; a traceback only with ``-v`` and for a bug."""
     try:
-        code = group.main(args, prog_name="ckptdoctor", standalone_mode=False)
+        code = _invoke(group, args)
         sys.stdout.flush()
-        return code if isinstance(code, int) else FINE
+        return code
     except BrokenPipeError:
         # The reader (`| head`) has what it wanted. Python would complain again when closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -37,6 +37,18 @@ def run(group: click.Group, args: list[str]) -> int:
         return COULD_NOT
     except Exception as error:
         return _bug(error, args)
+
+
+def _invoke(group: click.Group, args: list[str]) -> int:
+    # Not group.main(), which turns a closed pipe into exit code 1; but shell completion is in there.
+    if "_CKPTDOCTOR_COMPLETE" in os.environ:
+        group.main(args, prog_name="ckptdoctor")
+    try:
+        with group.make_context("ckptdoctor", args) as context:
+            code = group.invoke(context)
+    except click.exceptions.Exit as done:
+        code = done.exit_code
+    return code if isinstance(code, int) else FINE
 
 
 def environment(error: BaseException) -> str:

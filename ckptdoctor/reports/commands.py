@@ -21,10 +21,15 @@ def commands(diagnosis: Diagnosis, kwargs: str = "") -> list[tuple[str, str]]:
     if diagnosis.verdict == "incompatible":
         if diagnosis.alignment is None:
             return [("next: ", f"ckptdoctor inspect {_quote(diagnosis.archive.path)}")]
-        return [
-            ("next: ", f"ckptdoctor diff {_quote(diagnosis.archive.path)} {_quote(diagnosis.target.label)}")
-        ]
+        return [_diff(diagnosis)]
+    if diagnosis.alignment is not None and not diagnosis.loaded:
+        # Nothing fits: dozens of flags would answer questions that nobody asked.
+        return [_diff(diagnosis)]
     return _answers(diagnosis, base)
+
+
+def _diff(diagnosis: Diagnosis) -> tuple[str, str]:
+    return "next: ", f"ckptdoctor diff {_quote(diagnosis.archive.path)} {_quote(diagnosis.target.label)}"
 
 
 def _answers(diagnosis: Diagnosis, base: str) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ def explain_page(rule: Rule) -> Page:
     page = Page()
     page.add((f"{rule.code} {rule.name}", "title"), (f"  {rule.severity}", rule.severity))
     page.add("")
-    first, *rest = rule.explain().splitlines()
+    first, *rest = rule.explain().replace("``", "`").splitlines()
     page.add(first)
     for line in rest:
         page.add((line, "" if line.startswith(" ") else "help"))
@@ -25,7 +25,7 @@ def list_page(rules: Sequence[Rule]) -> Page:
     page = Page()
     column = max(len(rule.name) for rule in rules)
     for rule in rules:
-        sentence = " ".join(rule.explain().partition("\n\n")[0].split())
+        sentence = " ".join(rule.explain().partition("\n\n")[0].replace("``", "`").split())
         page.add((rule.code, "title"), f"  {rule.name:{column}}  ", (sentence, "grey"))
     return page
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.keys import fold, printable
 from ckptdoctor.reports.finding import Options, add_diagnostic
-from ckptdoctor.reports.page import Page, cut
+from ckptdoctor.reports.page import Page, cut, wrap
 from ckptdoctor.rules.words import count, human, shape_text, tree_words
 from ckptdoctor.trees import ParamTree
 from ckptdoctor.wrappers import BY_SEGMENT, wrapper_counts
@@ -37,8 +37,8 @@ def inspect_page(archive: Archive, options: Options | None = None) -> Page:
         f"  {printable(archive.description)}, {size_text(archive.size)}, {count(archive.tensors, 'tensor')}",
     )
     saved = "; ".join(origin(archive))
-    if saved:
-        page.add(("  saved: ", "grey"), cut(saved, options.width - 9))
+    for n, line in enumerate(wrap(saved, options.width - 9) if saved else ()):
+        page.add(("         " if n else "  saved: ", "grey"), line)
     for state_dict in archive.state_dicts:
         _state_dict(page, state_dict, options, len(archive.state_dicts))
     _rest(page, archive, options)

@@ -39,7 +39,7 @@ def _page(diagnosis: Diagnosis, options: Options, alike: int) -> Page:
             _one_line(page, diagnostic, options)
         else:
             add_diagnostic(page, diagnostic, options, alike)
-    if page.lines and page.lines[-1]:
+    if page.lines and any(text for text, _ in page.lines[-1]):
         page.add("")
     _tally(page, diagnosis, options)
     return page

@@ -132,6 +132,16 @@ class Case:
         found = self.alignment.questions if self.alignment is not None else ()
         return [q for q in found if q.kind in kinds]
 
+    @cached_property
+    def fits_somewhere(self) -> bool:
+        """Whether anything of the checkpoint loads; if not, to keep or drop a part is no answer."""
+        matches = self.alignment.matches.values() if self.alignment is not None else ()
+        return any(m.sources and m.status in ("safe", "unsafe") for m in matches)
+
+    def notes(self, *kinds: str) -> tuple[str, ...]:
+        """What the questions of these kinds note, each once."""
+        return tuple(dict.fromkeys(printable(n) for q in self.questions(*kinds) for n in q.notes))
+
 
 @dataclass(frozen=True)
 class Example:

@@ -140,7 +140,7 @@ class MissingKeys(Rule):
     def _missing(self, case: Case, missing: list[str]) -> Diagnostic:
         n = len(missing)
         helps: tuple[Help, ...] = ()
-        if n < len(case.target.tree):  # to keep everything is no answer
+        if case.fits_somewhere:
             helps = flag_helps("reinit", missing, case.target.tree.specs, "keep the model's initial values")
         known = [h for q in case.questions("missing") for h in question_helps(q)]
         others = [h for h in known if not h.command.startswith("--reinit")]
@@ -202,10 +202,8 @@ class UnexpectedKeys(Rule):
                 f"{count(n, 'key')} of the checkpoint {'is' if n == 1 else 'are'} not in the model",
                 place=place,
                 evidence=key_lines(open_, "-", source.specs),
-                notes=tuple(
-                    dict.fromkeys(printable(note) for q in case.questions("unexpected") for note in q.notes)
-                ),
-                helps=flag_helps("drop", open_, source.specs, "leave unused") if n < len(source) else (),
+                notes=case.notes("unexpected"),
+                helps=flag_helps("drop", open_, source.specs, "leave unused") if case.fits_somewhere else (),
                 keys=open_,
             )
         if done:

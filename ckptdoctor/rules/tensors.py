@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ckptdoctor.diagnostics import Diagnostic, Line
-from ckptdoctor.keys import fold, printable
+from ckptdoctor.keys import printable
 from ckptdoctor.rules.base import Case, Example, Rule
 from ckptdoctor.rules.naming import question_helps
 from ckptdoctor.rules.words import count, flag_helps, key_lines, quoted, shape_text
@@ -325,8 +325,8 @@ class OtherArchitecture(Rule):
     VALID = (Example({"a.weight": (2, 3)}, {"a.weight": (2, 3)}),)
     INVALID = (
         Example(
-            {f"enc.{i}.weight": (7 + i, 3) for i in range(6)},
-            {f"conv{i}.kernel": (64, 5, i + 1, 2) for i in range(6)},
+            {f"layers.{i}.fc.weight": (64, 32) for i in range(12)},
+            {f"layers.{i}.fc.weight": (128, 64) for i in range(12)},
         ),
     )
 
@@ -336,16 +336,11 @@ class OtherArchitecture(Rule):
         if alignment is None or source is None or alignment.verdict != "incompatible":
             return
         have, want = source.specs, case.target.tree.specs
-        only_have = fold(list(have))[:3]
-        only_want = fold(list(want))[:3]
         facts = f"{printable(case.target.label)} has {count(len(want), 'tensor')}"
         yield self.finding(
-            printable(alignment.refusal) or "the checkpoint belongs to another architecture",
+            "the checkpoint belongs to another network or variant",
             place=(case.file, case.source_note),
-            evidence=[
-                *(Line(printable(f.text), "-") for f in only_have),
-                *(Line(printable(f.text), "+") for f in only_want),
-            ],
+            evidence=[*key_lines(have, "-", have)[:4], *key_lines(want, "+", want)[:4]],
+            why=printable(alignment.refusal),
             notes=(f"the checkpoint has {count(len(have), 'tensor')}, {facts}",),
-            keys=(),
         )

@@ -100,7 +100,7 @@ PAIRS = [
     ("by_name_dp", "by_index", "have another name in the model"),
 ]
 SAME = ["by_index", "by_name", "plain", "plain_dp", "by_index_dp", "by_name_dp"]
-# One pair of each kind goes through model.py in a process of its own; the others take a saved tree as the model.
+# One pair of each kind goes through model.py, in a process of its own; the others take a saved tree.
 BUILT = {("by_index", "by_name"), ("plain_dp", "plain"), ("plain", "plain_dp"), ("by_name_dp", "by_index")}
 
 

@@ -115,7 +115,7 @@ def test_control_characters_of_a_file_never_reach_the_terminal() -> None:
 
 
 def test_a_key_with_quotes_and_blanks_makes_a_command_that_the_shell_reads_back() -> None:
-    odd = "he ad'.$(x)"
+    odd = "he ad'$(x)"
     seen = diagnose({"a.w": (2, 3)}, {"a.w": (2, 3), f"{odd}.w": (5, 4), f"{odd}.b": (5,)})
     command = next(line for line in text(seen).splitlines() if "ckptdoctor plan" in line)
     words = shlex.split(command)
