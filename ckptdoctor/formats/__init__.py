@@ -5,7 +5,10 @@ Nothing in a file is executed or imported, no tensor bytes are read, torch is no
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
@@ -41,10 +44,22 @@ def deep_check(archive: Archive) -> list[Diagnostic]:
 
 def open_file(path: str) -> Archive:
     """`open_checkpoint` for a file, not a folder."""
-    with FileSource(path) as source:
+    with _quiet_gc(), FileSource(path) as source:
         archive = _open(source)
         source.unchanged()
     return archive
+
+
+@contextmanager
+def _quiet_gc() -> Iterator[None]:
+    """No garbage collection inside (parsing makes many objects and no garbage); restored after."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _open(source: FileSource) -> Archive:

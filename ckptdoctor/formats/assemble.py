@@ -74,22 +74,20 @@ def _state_dict(place: Place, views: Views, slots: Slots | None) -> StateDict:
     recipes: dict[str, Recipe] = {}
     if place.kind == "module":
         for entry in harvest(place.node, views.path, slots):
-            _add(
-                specs,
-                recipes,
-                views,
-                entry.key,
-                entry.record,
-                views.spec(entry.record, entry.key, entry.kind),
-            )
+            specs[entry.key] = views.spec(entry.record, entry.key, entry.kind)
+            if entry.record.layout != "strided":
+                _add_recipe(recipes, views, entry.key, entry.record)
         return StateDict(place.path, ParamTree(specs), _note(place), recipes)
     node = place.node
     entries = node.items() if isinstance(node, dict) else enumerate(node)
     extra: dict[str, str] = {}
+    spec = views.spec
     for key, value in entries:
         name = key if isinstance(key, str) else str(key)
-        if isinstance(value, TensorRecord):
-            _add(specs, recipes, views, name, value, views.spec(value, name))
+        if type(value) is TensorRecord:
+            specs[name] = spec(value, name)
+            if value.layout != "strided":
+                _add_recipe(recipes, views, name, value)
         elif isinstance(key, str) and is_extra(key):
             extra[name] = words(value)
     return StateDict(
@@ -97,16 +95,8 @@ def _state_dict(place: Place, views: Views, slots: Slots | None) -> StateDict:
     )
 
 
-def _add(
-    specs: dict[str, TensorSpec],
-    recipes: dict[str, Recipe],
-    views: Views,
-    key: str,
-    record: TensorRecord,
-    spec: TensorSpec,
-) -> None:
-    specs[key] = spec
-    recipe = views.recipe(record, key) if record.layout != "strided" else None
+def _add_recipe(recipes: dict[str, Recipe], views: Views, key: str, record: TensorRecord) -> None:
+    recipe = views.recipe(record, key)
     if recipe is not None:
         recipes[key] = recipe
 
@@ -181,19 +171,17 @@ def bloat(archive: Archive) -> tuple[int, int, list[str]]:
     """Bytes of the storages in use, bytes that their tensors show, keys that show little of theirs."""
     shown: dict[str, dict[tuple[int, tuple[int, ...]], int]] = {}
     keys: dict[str, list[str]] = {}
+    sizes: dict[tuple[tuple[int, ...], str], int] = {}
     for state_dict in archive.state_dicts:
         for key, spec in state_dict.tree.specs.items():
-            if spec.storage:
-                shown.setdefault(spec.storage, {})[spec.offset, spec.shape] = spec.numel * element_size(
-                    spec.dtype
-                )
+            kind = (spec.shape, spec.dtype)
+            size = sizes.get(kind)
+            if size is None:
+                size = sizes[kind] = spec.numel * element_size(spec.dtype)
+            if spec.storage and size < spec.storage_bytes:
+                shown.setdefault(spec.storage, {})[spec.offset, spec.shape] = size
                 keys.setdefault(spec.storage, []).append(key)
-    stored = used = 0
-    loose: list[str] = []
-    for storage, parts in shown.items():
-        there = archive.storages[storage].nbytes
-        seen = min(there, sum(parts.values()))
-        stored, used = stored + there, used + seen
-        if there - seen > BLOAT_BYTES:
-            loose += keys[storage]
-    return stored, used, loose
+    loose = {s: archive.storages[s].nbytes - sum(parts.values()) for s, parts in shown.items()}
+    stored = sum(ref.nbytes for ref in archive.storages.values())
+    hidden = sum(n for n in loose.values() if n > 0)
+    return stored, stored - hidden, [k for s, n in loose.items() if n > BLOAT_BYTES for k in keys[s]]

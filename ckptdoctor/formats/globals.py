@@ -82,9 +82,6 @@ def is_harmless(module: str, name: str) -> bool:
         module == m or module.startswith(m + ".") for m in HARMLESS_MODULES
     ):
         return True
-    return (
-        (module == "torch"
-        and (name[:1].islower() or name.endswith("Storage"))
-        and name.islower())
-        or (module == "torch" and name.endswith("Storage"))
+    return (module == "torch" and (name[:1].islower() or name.endswith("Storage")) and name.islower()) or (
+        module == "torch" and name.endswith("Storage")
     )

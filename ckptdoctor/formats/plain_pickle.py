@@ -118,7 +118,7 @@ class _Pickle:
                     record = made.get(id(value)) or self._array(value)
                     if record is not None:
                         made[id(value)] = node[key] = record
-            stack.extend(value for _, value in children(node, "") if is_container(value))
+            stack.extend(value for _, value in children(node, "", is_container))
         return root
 
     def _array(self, value: Inert) -> TensorRecord | None:

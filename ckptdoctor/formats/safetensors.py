@@ -13,7 +13,6 @@ from typing import Any
 from ckptdoctor.errors import CorruptCheckpointError
 from ckptdoctor.formats.base import Archive, StateDict, StorageRef
 from ckptdoctor.formats.source import FileSource, corrupt
-from ckptdoctor.formats.unpickle import quiet_gc
 from ckptdoctor.formats.words import show
 from ckptdoctor.trees import ParamTree, TensorSpec
 
@@ -46,12 +45,11 @@ def open_safetensors(source: FileSource) -> Archive:
     specs: dict[str, TensorSpec] = {}
     storages: dict[str, StorageRef] = {}
     spans: list[tuple[int, int, str]] = []
-    with quiet_gc():
-        for key, info in header.items():
-            spec, begin, end = _tensor(source.path, key, info)
-            specs[key] = spec
-            spans.append((begin, end, key))
-            storages[key] = StorageRef(source.path, start + begin, end - begin, spec.dtype, "cpu")
+    for key, info in header.items():
+        spec, begin, end = _tensor(source.path, key, info)
+        specs[key] = spec
+        spans.append((begin, end, key))
+        storages[key] = StorageRef(source.path, start + begin, end - begin, spec.dtype, "cpu")
     _check_spans(source, start, spans)
     hints = {k: show(v, 200) for k, v in metadata.items() if k != "format"}
     if "format" in metadata:
@@ -75,8 +73,7 @@ def _header(source: FileSource) -> tuple[dict[str, Any], int]:
         raise corrupt(source.path, f"its header of {length} bytes is larger than the format allows", ADVICE)
     raw = source.exactly(8, length, "the safetensors header")
     try:
-        with quiet_gc():
-            header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except _DuplicateKeyError as error:
         raise corrupt(source.path, f"its header names {show(error)} twice", ADVICE) from None
     except UnicodeDecodeError:

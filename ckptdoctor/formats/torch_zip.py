@@ -120,11 +120,12 @@ def _window(source: FileSource, directory: Directory, member: Member) -> Window:
 def _storage(
     source: FileSource, directory: Directory, root: str, record: StorageRecord, byteorder: str, crcs: bool
 ) -> StorageRef:
-    name = f"{root}data/{record.key}"
+    key, dtype, device = record.key, record.dtype, record.device
+    name = f"{root}data/{key}"
     member = directory.members.get(name)
     if member is None:
-        if record.device == "meta" or not record.nbytes:
-            return StorageRef(source.path, 0, 0, record.dtype, record.device, member=name)
+        if device == "meta" or not record.nbytes:
+            return StorageRef(source.path, 0, 0, dtype, device, member=name)
         raise _no_member(source.path, name)
     directory.check_readable(member)
     if member.size < record.nbytes:
@@ -132,15 +133,16 @@ def _storage(
             source.path,
             f"storage {show(name)!r} should have {record.nbytes} bytes, its member has {member.size}",
         )
+    packed = member.method == DEFLATED
     return StorageRef(
         source.path,
         directory.data_offset(member),
         member.size,
-        record.dtype,
-        record.device,
-        "deflate" if member.method == DEFLATED else "",
+        dtype,
+        device,
+        "deflate" if packed else "",
         member.crc if crcs else None,
-        member.packed if member.method == DEFLATED else 0,
+        member.packed if packed else 0,
         byteorder,
         name,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copyreg
-import gc
 import pickle
 import re
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from ckptdoctor.formats.words import show
 from ckptdoctor.trees import DTYPE_SIZES
 
 MOST_GLOBALS = 20_000
+MOST_ELEMENTS = 2**60
 ADVICE = "download or copy the file again; if that does not help, save it again where it was made"
 
 # A protocol-0 pickle writes a persistent id as its repr; torch.load cannot read that, we can.
@@ -59,7 +59,7 @@ class Storages:
 
     def resolve(self, pid: Any) -> Any:
         """``("storage", type, key, location, numel[, view])`` or ``("module", class, file, source)``."""
-        if type(pid) is tuple and len(pid) in (5, 6) and _text(pid[0]) == "storage":
+        if type(pid) is tuple and 5 <= len(pid) <= 6 and (pid[0] == "storage" or _text(pid[0]) == "storage"):
             return self.get(*pid[1:])
         if isinstance(pid, tuple) and len(pid) == 4 and _text(pid[0]) == "module":
             return pid[1]
@@ -74,21 +74,16 @@ class Storages:
 
     def get(self, kind: Any, key: Any, device: Any, numel: Any, view: Any = None) -> StorageRecord:
         """The record of one persistent id; raises UnpicklingError where it is malformed."""
-        record = self.by_key.get(key) if type(key) is str else None
-        if record is not None and view is None:
-            if numel != record.numel:
-                self._other_size(record, kind, numel)
-            return record
-        key, device = _text(key), _text(device)
-        _check_storage(key, kind, numel)
+        if type(key) is not str or type(device) is not str:
+            key, device = _text(key), _text(device)
+        if type(kind) is not StorageType or type(numel) is not int or not 0 <= numel < MOST_ELEMENTS:
+            raise _bad_storage(key, kind)
+        record = self.by_key.get(key)
         if record is None:
-            record = self.by_key.setdefault(key, StorageRecord(key, kind.dtype, device, numel))
+            record = self.by_key[key] = StorageRecord(key, kind.dtype, device, numel)
+        elif numel != record.numel:  # named again as another type; torch keeps the first type
+            record.nbytes = max(record.nbytes, numel * DTYPE_SIZES[kind.dtype or "uint8"])
         return record if view is None else self._view(record, view)
-
-    def _other_size(self, record: StorageRecord, kind: Any, numel: Any) -> None:
-        """The same storage named again as another type; torch keeps the first type."""
-        _check_storage(record.key, kind, numel)
-        record.nbytes = max(record.nbytes, numel * DTYPE_SIZES[kind.dtype or "uint8"])
 
     def _view(self, root: StorageRecord, view: Any) -> StorageRecord:
         if not (isinstance(view, tuple) and len(view) == 3):
@@ -105,13 +100,12 @@ class Storages:
         return made
 
 
-def _check_storage(key: str, kind: Any, numel: Any) -> None:
-    if not isinstance(kind, StorageType):
-        named = isinstance(kind, type) and issubclass(kind, Inert)
-        name = f"{kind.module}.{kind.name}" if named else "?"
-        raise pickle.UnpicklingError(f"storage {key!r} is of the unknown type {name!r}")
-    if type(numel) is not int or not 0 <= numel < 2**60:
-        raise pickle.UnpicklingError(f"storage {key!r} has a size that cannot be")
+def _bad_storage(key: str, kind: Any) -> pickle.UnpicklingError:
+    if isinstance(kind, StorageType):
+        return pickle.UnpicklingError(f"storage {key!r} has a size that cannot be")
+    named = isinstance(kind, type) and issubclass(kind, Inert)
+    name = f"{kind.module}.{kind.name}" if named else "?"
+    return pickle.UnpicklingError(f"storage {key!r} is of the unknown type {name!r}")
 
 
 def _text(value: Any) -> str:
@@ -149,18 +143,6 @@ class Outside(Protocol):
 
 
 @contextmanager
-def quiet_gc() -> Iterator[None]:
-    """No garbage collection inside (parsing makes many objects and no garbage); restored after."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-@contextmanager
 def _no_extension_registry() -> Iterator[None]:
     """EXT opcodes look into a cache of real objects that other code in the process may have filled."""
     cache: dict[int, Any] = copyreg._extension_cache  # type: ignore[attr-defined]
@@ -182,7 +164,7 @@ def unpickle(window: Window, names: Names, outside: Outside, *, path: str, what:
     for encoding in ("utf-8", "latin1"):  # as torch.load; latin1 for what Python 2 wrote
         window.position = start
         try:
-            with quiet_gc(), _no_extension_registry():
+            with _no_extension_registry():
                 return SafeUnpickler(window, names, outside, encoding).load()
         except ReadError:
             raise

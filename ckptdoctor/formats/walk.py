@@ -6,7 +6,7 @@ Containers are visited once, without recursion, in the order of the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ckptdoctor.formats.harvest import is_module
@@ -51,21 +51,36 @@ def join(path: str, name: object) -> str:
     return f"{path}[{text!r}]"
 
 
+CONTAINERS = (dict, list, tuple, set, frozenset, Inert)
+
+
 def is_container(value: Any) -> bool:
     """Something that may hold tensors."""
-    return isinstance(value, dict | list | tuple | set | frozenset | Inert)
+    return isinstance(value, CONTAINERS)
 
 
-def children(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Everything directly inside a container, with its path."""
+def is_no_tensor(value: Any) -> bool:
+    """Anything but a tensor."""
+    return type(value) is not TensorRecord
+
+
+def anything(value: Any) -> bool:
+    """Everything."""
+    return True
+
+
+def children(node: Any, path: str, wanted: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
+    """What is directly inside a container and is `wanted`, with its path."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield join(path, key), value
+            if wanted(value):
+                yield join(path, key), value
     elif isinstance(node, Inert):
-        yield from _inside(node, path)
+        yield from ((p, v) for p, v in _inside(node, path) if wanted(v))
     else:
         for i, value in enumerate(node):
-            yield f"{path}[{i}]", value
+            if wanted(value):
+                yield f"{path}[{i}]", value
 
 
 def _inside(node: Inert, path: str) -> Iterator[tuple[str, Any]]:
@@ -111,7 +126,7 @@ class Walk:
                 continue
             place = self.places[id(node)] = Place(node, path, parent)
             if self._classify(place):
-                inside = [(v, p, place) for p, v in children(node, path) if is_container(v)]
+                inside = [(v, p, place) for p, v in children(node, path, is_container)]
                 stack.extend(reversed(inside))
         self._count()
 
@@ -146,7 +161,7 @@ class Walk:
         """A mapping is a state dict if at least half of its entries are tensors."""
         tensors = others = 0
         for key, value in place.node.items():
-            if isinstance(value, TensorRecord) and isinstance(key, str | int):
+            if type(value) is TensorRecord and isinstance(key, str | int):
                 tensors += 1
             elif not (isinstance(key, str) and is_extra(key)):
                 others += 1
@@ -164,11 +179,11 @@ class Walk:
                 continue
             self._counted.add(id(node))
             if isinstance(node, dict):
-                stack.extend(k for k in node if is_container(k))
+                stack.extend(k for k in node if type(k) is not str and is_container(k))
             for value in _values(node):
-                if isinstance(value, TensorRecord):
+                if type(value) is TensorRecord:
                     self.tensors += 1
-                elif is_container(value):
+                elif isinstance(value, CONTAINERS):
                     stack.append(value)
 
     def rest(self) -> dict[str, str]:
@@ -184,9 +199,7 @@ class Walk:
 
     def _rest_of(self, place: Place, rest: dict[str, str]) -> None:
         listed = 0
-        for path, value in children(place.node, place.path):
-            if place.kind and isinstance(value, TensorRecord):
-                continue
+        for path, value in children(place.node, place.path, is_no_tensor if place.kind else anything):
             inner = self.places.get(id(value)) if is_container(value) else None
             if inner is not None and (inner.envelope or inner.kind not in ("", "optimizer")):
                 continue

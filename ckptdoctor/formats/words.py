@@ -9,7 +9,7 @@ LONGEST = 80
 
 def show(text: object, limit: int = 200) -> str:
     """`text` as one printable line, control and bidi characters escaped, cut to `limit`."""
-    line = str(text)
+    line = str(text)  # may be long
     if len(line) > limit:
         line = line[: limit - 3] + "..."
     return printable(line)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from operator import attrgetter
 from typing import NamedTuple
 
 from ckptdoctor.errors import CorruptCheckpointError
@@ -23,6 +24,9 @@ END64 = struct.Struct("<4sQ2H2L4Q")
 U32 = 0xFFFFFFFF
 MOST_COMMENT = 0xFFFF
 INFLATE_RATIO = 200  # of a member that is read whole; text and pickles pack 3 to 30 times
+
+
+_HEADER = attrgetter("header")
 
 
 class Member(NamedTuple):
@@ -121,10 +125,10 @@ class Directory:
             raise self._bad("an entry of its central directory is damaged")
         raw = data[name_at : name_at + name_n]
         try:
-            name = raw.decode("utf-8" if flags & 0x800 or raw.isascii() else "cp437")
+            name = raw.decode() if flags & 0x800 or raw.isascii() else raw.decode("cp437")
         except UnicodeDecodeError:
             raise self._bad("a member's name is not UTF-8") from None
-        if U32 in (size, packed, header):
+        if size == U32 or packed == U32 or header == U32:
             extra = data[name_at + name_n : name_at + name_n + extra_n]
             size, packed, header = self._zip64_extra(extra, size, packed, header)
         return Member(name, header, size, packed, method, crc, flags), end
@@ -144,20 +148,24 @@ class Directory:
 
     def _check_overlap(self) -> None:
         """Members one after the other, none over another, none behind the directory."""
-        end, last = 0, ""
-        for m in sorted(self.members.values(), key=lambda m: m.header):
-            if m.header < end:
-                raise self._bad(f"members {show(last)!r} and {show(m.name)!r} overlap")
+        end, last = 0, None
+        for m in sorted(self.members.values(), key=_HEADER):
+            if m.header < end and last is not None:
+                raise self._bad(f"members {show(last.name)!r} and {show(m.name)!r} overlap")
             end = m.header + LOCAL.size + len(m.name) + m.packed
-            last = m.name
-        if end > self.start:
-            raise self._bad(f"member {show(last)!r} ends outside the file (truncated?)")
+            last = m
+        if end > self.start and last is not None:
+            raise self._ends_outside(last)
+
+    def _ends_outside(self, member: Member) -> CorruptCheckpointError:
+        return self._bad(f"member {show(member.name)!r} ends outside the file (truncated?)")
 
     def data_offset(self, member: Member) -> int:
         """Where the member's bytes begin, by its local header, which must agree with the directory."""
-        raw = self.source.exactly(
-            member.header, LOCAL.size + len(member.name), f"member {show(member.name)!r}"
-        )
+        length = LOCAL.size + len(member.name)
+        raw = self.source.some(member.header, length)
+        if len(raw) < length:
+            raise self._ends_outside(member)
         mark, _, _, method, _, _, _, _, _, name_n, extra_n = LOCAL.unpack_from(raw)
         if mark != b"PK\x03\x04" or method != member.method:
             raise self._bad(f"the header of member {show(member.name)!r} is damaged")
@@ -165,7 +173,7 @@ class Directory:
             raise self._bad(f"member {show(member.name)!r} has another name in its own header")
         offset: int = member.header + LOCAL.size + name_n + extra_n
         if offset + member.packed > self.start:
-            raise self._bad(f"member {show(member.name)!r} ends outside the file (truncated?)")
+            raise self._ends_outside(member)
         return offset
 
     def check_readable(self, member: Member) -> None:
