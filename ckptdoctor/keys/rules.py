@@ -6,7 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ckptdoctor.keys.capture import Capture, capture
-from ckptdoctor.keys.names import skeleton
+from ckptdoctor.keys.grammar import Index, Star
+from ckptdoctor.keys.names import numbers, skeleton
+
+FEW = 4  # so many patterns are asked one by one
+MAX_FILED = 1000  # numbers under which one pattern is filed
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Rule:
 
 
 class FirstMatch:
-    """Which of many patterns, in order, fit a key; the cost does not grow with their number."""
+    """Which of many patterns, in order, fit a key; the cost hardly grows with their number."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self._literal: dict[str, list[int]] = {}
@@ -58,38 +62,89 @@ class FirstMatch:
             if pattern.is_literal:
                 self._literal.setdefault(pattern.key(), []).append(position)
             else:
-                self._root.add(pattern.skeletons(), position)
+                self._root.add(pattern, position)
 
     def candidates(self, key: str) -> list[int]:
         """Positions of the patterns that may fit, in order; the caller asks each of them."""
         found = list(self._literal.get(key, ()))
-        found += self._root.find([skeleton(s) for s in key.split(".")])
+        for bucket in self._root.find([skeleton(s) for s in key.split(".")]):
+            found += bucket.fitting(key)
         return sorted(found)
+
+
+class _Bucket:
+    """Patterns with the same skeleton, told apart by the first number that some of them fix."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[int, list[frozenset[int] | None]]] = []
+        self._column: int | None = None
+        self._by_value: dict[int, list[int]] = {}
+
+    def add(self, position: int, fixed: list[frozenset[int] | None]) -> None:
+        self.entries.append((position, fixed))
+
+    def fitting(self, key: str) -> list[int]:
+        if len(self.entries) < FEW:
+            return [position for position, _ in self.entries]
+        if self._column is None:
+            self._sort()
+        found = numbers(key)
+        assert self._column is not None
+        if self._column >= len(found):
+            return []
+        return self._by_value.get(-1, []) + self._by_value.get(found[self._column], [])
+
+    def _sort(self) -> None:
+        """Choose the number that most patterns fix, and file the patterns by it; -1 are those with any."""
+        width = max(len(fixed) for _, fixed in self.entries)
+        counts = [sum(f[c] is not None for _, f in self.entries if c < len(f)) for c in range(width)]
+        self._column = max(range(width), key=counts.__getitem__, default=0)
+        for position, fixed in self.entries:
+            values = fixed[self._column] if self._column < len(fixed) else None
+            for value in (-1,) if values is None else values:
+                self._by_value.setdefault(value, []).append(position)
 
 
 @dataclass
 class _Node:
     children: dict[str | None, _Node] = field(default_factory=dict)
-    ends: list[int] = field(default_factory=list)
-    deep: list[int] = field(default_factory=list)  # patterns whose next segment is `**`
+    ends: _Bucket = field(default_factory=_Bucket)
+    deep: _Bucket = field(default_factory=_Bucket)  # patterns whose next segment is `**`
 
-    def add(self, segments: list[str | None], position: int) -> None:
+    def add(self, pattern: Capture, position: int) -> None:
         node = self
-        for segment in segments:
+        fixed = _fixed_numbers(pattern)
+        for segment in pattern.skeletons():
             if segment == "**":
-                node.deep.append(position)
+                node.deep.add(position, fixed)
                 return
             node = node.children.setdefault(segment, _Node())
-        node.ends.append(position)
+        node.ends.add(position, fixed)
 
-    def find(self, segments: list[str]) -> Iterator[int]:
+    def find(self, segments: list[str]) -> Iterator[_Bucket]:
         level = [self]
         for segment in segments:
             below: list[_Node] = []
             for node in level:
-                yield from node.deep
+                yield node.deep
                 below += (n for s in (segment, None) if (n := node.children.get(s)) is not None)
             level = below
         for node in level:
-            yield from node.deep
-            yield from node.ends
+            yield node.deep
+            yield node.ends
+
+
+def _fixed_numbers(pattern: Capture) -> list[frozenset[int] | None]:
+    """For each number before the first wildcard: the values that fit, None for any."""
+    fixed: list[frozenset[int] | None] = []
+    for segment in pattern.segments:
+        if segment is None or Star() in segment:
+            break
+        for atom in segment:
+            if isinstance(atom, str):
+                fixed += (frozenset([n]) for n in numbers(atom))
+            elif isinstance(atom, Index):
+                small = atom.within and sum(s.high - s.low + 1 for s in atom.within) <= MAX_FILED
+                values = (n for s in atom.within for n in range(s.low, s.high + 1))
+                fixed.append(frozenset(values) if small else None)
+    return fixed

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ckptdoctor.keys.grammar import Index, Span, escape, index_text, spans_of
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # numbers of the old name, of the new one
 Within = dict[int, tuple[Span, ...]]  # the numbers that a variable column may take
+MAX_LOOKAHEAD = 64  # rows; beyond, the split into the fewest parts has to do
 NAMES = "ijklmnopqrstuvwxyzabcdefgh"
 
 
@@ -35,15 +36,11 @@ class Formula:
 
 
 def formulas(rows: Sequence[Row]) -> list[Formula]:
-    """Few formulas that together give exactly these rows, in the order of their first row."""
+    """Few formulas that together give exactly these rows."""
     whole = _one_formula(rows)
     if whole is not None:
         return [whole]
-    parts: dict[Hashable, list[Row]] = {}
-    split_by = _best_split(rows)
-    for row in rows:
-        parts.setdefault(split_by(row), []).append(row)
-    return [f for part in parts.values() for f in formulas(part)]
+    return [f for part in _best_split(rows) for f in formulas(part)]
 
 
 def _one_formula(rows: Sequence[Row]) -> Formula | None:
@@ -89,22 +86,51 @@ def _old_terms(rows: Sequence[Row], varying: list[int], used: set[int]) -> tuple
     return tuple(terms)
 
 
-def _best_split(rows: Sequence[Row]) -> Callable[[Row], Hashable]:
-    """The split into the fewest parts: by a difference between new and old, or by an old number."""
-    old, new = len(rows[0][0]), len(rows[0][1])
-    ways: list[tuple[int, int, int]] = []
-    for c in (c for c in range(old) if any(r[0][c] != rows[0][0][c] for r in rows)):
-        for n in range(new):
-            parts = len({r[1][n] - r[0][c] for r in rows})
-            if parts > 1:
-                ways.append((parts, n, c))
-        parts = len({r[0][c] for r in rows})
-        if parts > 1:
-            ways.append((parts, new, c))
-    _, by_new, by_old = min(ways)
-    if by_new == new:
-        return lambda row: row[0][by_old]
-    return lambda row: row[1][by_new] - row[0][by_old]
+def _best_split(rows: Sequence[Row]) -> list[list[Row]]:
+    """The split that promises the fewest formulas."""
+    splits = _splits(rows)
+    if len(rows) > MAX_LOOKAHEAD:
+        return splits[0]
+    best, least = splits[0], len(rows) + 1
+    for parts in splits:
+        needed = _promise(parts, least, depth=1)
+        if needed < least:
+            best, least = parts, needed
+    return best
+
+
+def _promise(parts: Sequence[Sequence[Row]], limit: int, depth: int) -> int:
+    """How many formulas these parts will need; ``limit`` when that many or more."""
+    total = 0
+    for number, part in enumerate(parts):
+        if _one_formula(part) is not None:
+            total += 1
+        elif depth == 0:
+            total += len(_splits(part)[0])
+        else:
+            left = limit - total
+            total += min(_promise(finer, left, depth - 1) for finer in _splits(part))
+        if total + len(parts) - number - 1 >= limit:
+            return limit
+    return total
+
+
+def _splits(rows: Sequence[Row]) -> list[list[list[Row]]]:
+    """Ways to part the rows: by an old number, or by how far a new one is from it; fewest first."""
+    varying = [c for c in range(len(rows[0][0])) if any(r[0][c] != rows[0][0][c] for r in rows)]
+    ways: list[list[list[Row]]] = []
+    for old in varying:
+        for new in range(len(rows[0][1])):
+            ways.append(_parts((r[1][new] - r[0][old] for r in rows), rows))
+        ways.append(_parts((r[0][old] for r in rows), rows))
+    return sorted((parts for parts in ways if len(parts) > 1), key=len)
+
+
+def _parts(labels: Iterable[int], rows: Sequence[Row]) -> list[list[Row]]:
+    parts: dict[int, list[Row]] = {}
+    for label, row in zip(labels, rows, strict=True):
+        parts.setdefault(label, []).append(row)
+    return list(parts.values())
 
 
 def values(formula: Formula, column: int) -> list[int]:

@@ -13,6 +13,7 @@ from ckptdoctor.planner.candidates import Candidate, cut, explicit, head_candida
 from ckptdoctor.planner.indices import formulas
 
 MAX_FRONTS = 20  # how many `**.gamma -> **.weight` rules are tried
+SAMPLE = 300  # names asked for the rules that are to blame
 MIN_FRONT = 3  # keys that such a rule must rename
 
 
@@ -117,61 +118,73 @@ class _Fitting:
         """The rules that fit a name, most specific first."""
         return [p for p in self.index.candidates(name) if self.rules[p].apply(name) is not None]
 
+    def first(self, name: str) -> tuple[int | None, str]:
+        """The first rule that fits, and the new name."""
+        for position in self.index.candidates(name):
+            new = self.rules[position].apply(name)
+            if new is not None:
+                return position, new
+        return None, name
+
     def winners(self) -> list[list[str]]:
         """Per rule, the names that it renames."""
         won: list[list[str]] = [[] for _ in self.rules]
         for name in self.pairs:
-            fits = self.fitting(name)
-            if fits:
-                won[fits[0]].append(name)
+            position, _ = self.first(name)
+            if position is not None:
+                won[position].append(name)
         return won
 
     def run(self) -> list[Renamed]:
-        while True:
-            wrong = self.wrong()
-            if not wrong:
-                break
-            blamed = {p for p in wrong if p is not None and not self.candidates[p].exact}
+        while wrong := self.wrong():
+            # Families are wrong together, so a sample finds the rules that take too much.
+            blamed = self.blame(wrong[:: 1 + len(wrong) // SAMPLE]) or self.blame(wrong)
             if not blamed:
                 return self.by_name(wrong)
-            narrower = (self.narrower(p, c, wrong, blamed) for p, c in enumerate(self.candidates))
+            narrower = (self.narrower(p, c, blamed.get(p)) for p, c in enumerate(self.candidates))
             self.use([c for candidates in narrower for c in candidates])
         return self.ordered(self.rules)
 
-    def by_name(self, wrong: Mapping[int | None, list[str]]) -> list[Renamed]:
-        """One rule per name for what no family of rules gets right."""
-        names = [n for found in wrong.values() for n in found if n in self.pairs]
-        hopeless = {
-            p for p, found in wrong.items() if p is not None and any(n in self.reserved for n in found)
-        }
-        winners = self.winners()
-        names += [n for p in hopeless for n in winners[p] if n not in names]
-        rest = [r for p, r in enumerate(self.rules) if p not in hopeless]
-        special = [explicit(n, self.pairs[n]) for n in names]
-        replaced = {rule.from_ for rule in special}
-        return self.ordered([*special, *(r for r in rest if r.from_ not in replaced)])
+    def wrong(self) -> list[str]:
+        """Names that come out wrong."""
+        wrong = [n for n, target in self.pairs.items() if self.first(n)[1] != target]
+        return wrong + [n for n in self.reserved if self.first(n)[0] is not None]
 
-    def wrong(self) -> dict[int | None, list[str]]:
-        """Names that come out wrong, by the rule that is to blame."""
-        wrong: dict[int | None, list[str]] = {}
-        for name, target in self.pairs.items():
-            first = next(iter(self.fitting(name)), None)
-            new = name if first is None else self.rules[first].apply(name)
-            if new != target:
-                wrong.setdefault(first, []).append(name)
-        for name in self.reserved:
-            for position in self.fitting(name):
-                wrong.setdefault(position, []).append(name)
-        return wrong
+    def blame(self, wrong: Sequence[str]) -> dict[int, list[str]]:
+        """The rules that can be limited, with the wrong names that they fit."""
+        blamed: dict[int, list[str]] = {}
+        for name in wrong:
+            for position in self.to_blame(name):
+                blamed.setdefault(position, []).append(name)
+        return blamed
 
-    def narrower(
-        self, position: int, old: Candidate, wrong: Mapping[int | None, list[str]], blamed: set[int]
-    ) -> list[Candidate]:
-        if position not in blamed:
+    def to_blame(self, name: str) -> list[int]:
+        """The rules before the right one that can still be limited."""
+        found: list[int] = []
+        for position in self.fitting(name):
+            if self.rules[position].apply(name) == self.pairs.get(name):
+                break
+            if not self.candidates[position].exact:
+                found.append(position)
+        return found
+
+    def narrower(self, position: int, old: Candidate, wrong: list[str] | None) -> list[Candidate]:
+        if wrong is None:
             return [old]
         pattern = capture(self.rules[position].from_)
-        bindings = [pattern.match(name) for name in wrong[position]]
+        bindings = [pattern.match(name) for name in wrong]
         return old.limited(b.indices for b in bindings if b is not None)
+
+    def by_name(self, wrong: Sequence[str]) -> list[Renamed]:
+        """One rule per name for what no family of rules gets right."""
+        names = {n: None for n in wrong if n in self.pairs}
+        hopeless = {p for n in wrong if n in self.reserved for p in self.fitting(n)}
+        winners = self.winners()
+        names.update((n, None) for p in hopeless for n in winners[p])
+        special = [explicit(n, self.pairs[n]) for n in names]
+        replaced = {rule.from_ for rule in special}
+        rest = [r for p, r in enumerate(self.rules) if p not in hopeless and r.from_ not in replaced]
+        return self.ordered([*special, *rest])
 
     def ordered(self, rules: Sequence[Rule]) -> list[Renamed]:
         """The rules that are needed, as the checkpoint's keys come, exceptions before what they except."""
