@@ -18,6 +18,8 @@ from ckptdoctor.trees import ParamTree, TensorSpec
 
 LARGEST_HEADER = 100_000_000  # the format's own limit
 METADATA = "__metadata__"
+FIELDS = frozenset({"dtype", "shape", "data_offsets"})
+MOST_DIMENSIONS = 256
 
 # safetensors dtype -> torch dtype, bits per element
 DTYPES = {
@@ -45,8 +47,9 @@ def open_safetensors(source: FileSource) -> Archive:
     specs: dict[str, TensorSpec] = {}
     storages: dict[str, StorageRef] = {}
     spans: list[tuple[int, int, str]] = []
+    tensors = _Tensors(source.path)
     for key, info in header.items():
-        spec, begin, end = _tensor(source.path, key, info)
+        spec, begin, end = tensors.spec(key, info)
         specs[key] = spec
         spans.append((begin, end, key))
         storages[key] = StorageRef(source.path, start + begin, end - begin, spec.dtype, "cpu")
@@ -100,31 +103,50 @@ def _bad(path: str, key: str, what: str) -> CorruptCheckpointError:
     return corrupt(path, f"tensor {show(key)!r} {what}", ADVICE)
 
 
-def _tensor(path: str, key: str, info: Any) -> tuple[TensorSpec, int, int]:
-    if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _bad(path, key, "does not have exactly dtype, shape and data_offsets")
-    shape, offsets = info["shape"], info["data_offsets"]
-    known = DTYPES.get(info["dtype"]) if isinstance(info["dtype"], str) else None
-    if known is None:
-        raise _bad(path, key, f"has the unknown dtype {show(info['dtype'], 40)!r}")
-    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
-        raise _bad(path, key, "has a shape that is no list of sizes")
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(type(n) is int and n >= 0 for n in offsets)
-    ):
-        raise _bad(path, key, "has data_offsets that are no pair of numbers")
-    dtype, bits = known
-    begin, end = offsets
-    needed = prod(shape) * bits
-    if needed % 8 or (end - begin) * 8 != needed:
-        raise _bad(path, key, f"needs {needed // 8} bytes and has {end - begin}")
-    if bits == 4:  # two values to an element of torch's dtype
-        if not shape or shape[-1] % 2:
-            raise _bad(path, key, "has 4-bit values in a last dimension that is odd")
-        shape = [*shape[:-1], shape[-1] // 2]
-    return TensorSpec(tuple(shape), dtype, storage=key, storage_bytes=end - begin), begin, end
+class _Tensors:
+    """Header entries become specs; what a (dtype, shape) pair comes to is worked out once."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._known: dict[tuple[Any, ...], tuple[tuple[int, ...], str, int]] = {}
+
+    def spec(self, key: str, info: Any) -> tuple[TensorSpec, int, int]:
+        """The spec, first and last byte within the buffer."""
+        if type(info) is not dict or len(info) != 3 or not FIELDS.issuperset(info):
+            raise _bad(self.path, key, "does not have exactly dtype, shape and data_offsets")
+        offsets = info["data_offsets"]
+        if type(offsets) is not list or len(offsets) != 2:
+            raise _bad(self.path, key, "has data_offsets that are no pair")
+        begin, end = offsets
+        if type(begin) is not int or type(end) is not int or begin < 0:
+            raise _bad(self.path, key, "has data_offsets that are no whole numbers")
+        shape, dtype, needed = self._form(key, info["dtype"], info["shape"])
+        if end - begin != needed:
+            raise _bad(self.path, key, f"needs {needed} bytes and has {end - begin}")
+        return TensorSpec(shape, dtype, storage=key, storage_bytes=needed), begin, end
+
+    def _form(self, key: str, dtype: Any, shape: Any) -> tuple[tuple[int, ...], str, int]:
+        if type(dtype) is not str or type(shape) is not list or not all(type(n) is int for n in shape):
+            raise _bad(self.path, key, "has a dtype that is no word, or a shape that is no list of sizes")
+        form = (dtype, *shape)
+        found = self._known.get(form)
+        if found is None:
+            found = self._known[form] = self._new_form(key, dtype, shape)
+        return found
+
+    def _new_form(self, key: str, dtype: str, shape: list[int]) -> tuple[tuple[int, ...], str, int]:
+        if dtype not in DTYPES:
+            raise _bad(self.path, key, f"has the unknown dtype {show(dtype, 40)!r}")
+        if any(not 0 <= n < 2**63 for n in shape) or len(shape) > MOST_DIMENSIONS:
+            raise _bad(self.path, key, "has sizes that cannot be")
+        name, bits = DTYPES[dtype]
+        nbytes, odd = divmod(prod(shape) * bits, 8)
+        if bits == 4:  # two values to an element of torch's dtype
+            odd = odd or not shape or shape[-1] % 2
+            shape = [*shape[:-1], shape[-1] // 2] if shape else shape
+        if odd:
+            raise _bad(self.path, key, "does not fill whole bytes")
+        return tuple(shape), name, nbytes
 
 
 def _check_spans(source: FileSource, start: int, spans: list[tuple[int, int, str]]) -> None:

@@ -53,8 +53,9 @@ class FileSource:
 
     def some(self, offset: int, count: int) -> bytes:
         """At most `count` bytes from `offset`, fewer at the end of the file."""
-        count = min(count, self.size - offset)
-        if count <= 0:
+        if offset + count > self.size:
+            count = self.size - offset
+        if count <= 0 or offset < 0:
             return b""
         try:
             return os.pread(self.fd, count, offset)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from ckptdoctor.errors import CorruptCheckpointError
 from ckptdoctor.formats.assemble import assemble
 from ckptdoctor.formats.base import Archive, StorageRef
 from ckptdoctor.formats.sniff import LEGACY_NUMBER
 from ckptdoctor.formats.source import FileSource, Window, corrupt
 from ckptdoctor.formats.unpickle import Names, Storages, unpickle
-from ckptdoctor.formats.views import element_size
 from ckptdoctor.formats.words import show
+from ckptdoctor.trees import DTYPE_SIZES
 
 PROTOCOL_VERSION = 1001
 
@@ -66,18 +67,15 @@ def storage_table(source: FileSource, records: Storages, keys: Any, position: in
         record = records.by_key.get(key)
         if record is None:
             raise corrupt(source.path, f"storage {show(key)!r} is in the file but nothing refers to it")
-        count = int.from_bytes(source.exactly(position, 8, f"storage {show(key)!r}"), "little", signed=True)
-        nbytes = count * element_size(record.dtype)
-        if count < 0 or nbytes < record.nbytes:
+        raw = source.some(position, 8)
+        count = int.from_bytes(raw, "little", signed=True)
+        nbytes = count * DTYPE_SIZES[record.dtype]
+        position += 8
+        if len(raw) < 8 or position + nbytes > source.size:
+            raise _cut_short(source, key, position + max(nbytes, 0))
+        if nbytes < record.nbytes:
             raise corrupt(
                 source.path, f"storage {show(key)!r} has {count} elements, the pickle says {record.numel}"
-            )
-        position += 8
-        if position + nbytes > source.size:
-            raise corrupt(
-                source.path,
-                f"storage {show(key)!r} should end at byte {position + nbytes}, "
-                f"the file has {source.size} (truncated)",
             )
         refs[key] = StorageRef(source.path, position, nbytes, record.dtype, record.device)
         position += nbytes
@@ -89,3 +87,10 @@ def storage_table(source: FileSource, records: Storages, keys: Any, position: in
                 )
             refs[key] = StorageRef(source.path, position, 0, record.dtype, record.device)
     return refs
+
+
+def _cut_short(source: FileSource, key: str, end: int) -> CorruptCheckpointError:
+    return corrupt(
+        source.path,
+        f"storage {show(key)!r} should end at byte {end}, the file has {source.size} (truncated)",
+    )

@@ -66,20 +66,22 @@ class Views:
         storage = record.storage
         if type(storage) is not StorageRecord:
             return self._without_storage(record, key, kind)
-        dtype = self._dtype(record, key)
+        dtype = storage.dtype if record.dtype is None else self._dtype(record, key)
         geometry = self.geometry(record.size, record.stride, key)
         offset = record.offset
         if type(offset) is not int or offset < 0:
             raise self._bad(key, "begins before its storage")
         root = storage
+        end = (offset + geometry.extent) * (DTYPE_SIZES.get(dtype) or element_size(dtype))
         if storage.root is not None:
+            if end > storage.nbytes:
+                raise self._outside(key, end, storage.nbytes)
             root = storage.root
-            if (offset + geometry.extent) * element_size(dtype) > storage.nbytes:
-                raise self._outside(key, offset + geometry.extent, dtype, storage.nbytes)
             offset += storage.root_offset
+            end += storage.root_offset * element_size(dtype)
         there = self.nbytes[root.key]
-        if (offset + geometry.extent) * element_size(dtype) > there and geometry.extent:
-            raise self._outside(key, offset + geometry.extent, dtype, there)
+        if end > there and geometry.extent:
+            raise self._outside(key, end, there)
         return TensorSpec(
             geometry.shape,
             dtype,
@@ -92,13 +94,10 @@ class Views:
             record.layout,
         )
 
-    def _outside(self, key: str, end: int, dtype: str, there: int) -> CorruptCheckpointError:
-        needs = end * element_size(dtype)
+    def _outside(self, key: str, needs: int, there: int) -> CorruptCheckpointError:
         return self._bad(key, f"needs {needs} bytes of its storage, which has {there}")
 
     def _dtype(self, record: TensorRecord, key: str) -> str:
-        if record.dtype is None and isinstance(record.storage, StorageRecord):
-            return record.storage.dtype
         if type(record.dtype) is DtypeName:
             return record.dtype.name
         raise self._bad(key, "has an unknown dtype")

@@ -17,6 +17,7 @@ from ckptdoctor.formats.words import show
 
 STORED, DEFLATED = 0, 8
 LOCAL = struct.Struct("<4s5H3L2H")
+LOCAL_PARTS = struct.Struct("<4s4xH16x2H")  # the mark, the method and the two lengths of it
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 END = struct.Struct("<4s4H2LH")
 LOCATOR = struct.Struct("<4sLQL")
@@ -166,7 +167,7 @@ class Directory:
         raw = self.source.some(member.header, length)
         if len(raw) < length:
             raise self._ends_outside(member)
-        mark, _, _, method, _, _, _, _, _, name_n, extra_n = LOCAL.unpack_from(raw)
+        mark, method, name_n, extra_n = LOCAL_PARTS.unpack_from(raw)
         if mark != b"PK\x03\x04" or method != member.method:
             raise self._bad(f"the header of member {show(member.name)!r} is damaged")
         if name_n == len(member.name) and raw[LOCAL.size :] != member.name.encode("utf-8", "replace"):
