@@ -10,6 +10,7 @@ from ckptdoctor.keys import printable
 from ckptdoctor.reports.page import Page, cut, wrap
 from ckptdoctor.rules.words import count
 
+BUDGET = 40  # lines that a report takes by default
 ALIKE = 8  # more lines of evidence of one kind than this are folded to one
 
 _MARK_STYLE = {" ": "", "-": "minus", "+": "plus", "^": "caret"}
@@ -92,3 +93,11 @@ def _helps(page: Page, diagnostic: Diagnostic) -> None:
             ("help: ", "help"),
             f"{item.command:{column}}" + (f"   {printable(item.text)}" if item.text else ""),
         )
+
+
+def one_line(page: Page, diagnostic: Diagnostic, options: Options) -> None:
+    """One finding on one line."""
+    head = f"{diagnostic.severity}[{diagnostic.code}]"
+    fix = f" [{diagnostic.fix.applicability}]" if diagnostic.fix is not None else ""
+    room = options.width - len(head) - len(fix) - 2
+    page.add((head, diagnostic.severity), f": {cut(diagnostic.title, room)}", (fix, "fix"))

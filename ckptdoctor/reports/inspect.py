@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.keys import fold, printable
-from ckptdoctor.reports.finding import Options, add_diagnostic
-from ckptdoctor.reports.page import Page, cut, wrap
+from ckptdoctor.reports.finding import BUDGET, Options, add_diagnostic, one_line
+from ckptdoctor.reports.page import Page, cut, cut_key, wrap
 from ckptdoctor.rules.words import count, human, shape_text, tree_words
 from ckptdoctor.trees import ParamTree
 from ckptdoctor.wrappers import BY_SEGMENT, wrapper_counts
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from ckptdoctor.formats.base import Archive, StateDict
 
 FORMAT = 1  # version of the JSON schema
-TREE_LINES = 16  # folded lines of a state dict shown without -v
-REST_LINES = 8
+# Folded lines of one state dict, entries of the rest: from roomy to tight.
+ROOM = ((16, 8), (10, 5), (6, 4), (3, 3), (0, 2))
+STATE_DICTS = 6  # shown without -v
 
 
 def size_text(n: int) -> str:
@@ -31,6 +32,14 @@ def size_text(n: int) -> str:
 def inspect_page(archive: Archive, options: Options | None = None) -> Page:
     """What it is, where it comes from, its state dicts, what else is inside, what is unusual."""
     options = options or Options()
+    for lines, rest in ROOM:
+        page = _inspect_page(archive, options, lines, rest)
+        if options.verbose or len(page.lines) <= BUDGET:
+            break
+    return page
+
+
+def _inspect_page(archive: Archive, options: Options, lines: int, rest: int) -> Page:
     page = Page()
     page.add(
         (printable(archive.path), "title"),
@@ -39,13 +48,22 @@ def inspect_page(archive: Archive, options: Options | None = None) -> Page:
     saved = "; ".join(origin(archive))
     for n, line in enumerate(wrap(saved, options.width - 9) if saved else ()):
         page.add(("         " if n else "  saved: ", "grey"), line)
-    for state_dict in archive.state_dicts:
-        _state_dict(page, state_dict, options, len(archive.state_dicts))
-    _rest(page, archive, options)
+    shown = archive.state_dicts if options.verbose else archive.state_dicts[:STATE_DICTS]
+    for state_dict in shown:
+        _state_dict(page, state_dict, options, lines)
+    if len(shown) < len(archive.state_dicts):
+        more = count(len(archive.state_dicts) - len(shown), "more state dict")
+        page.add("")
+        page.add((f"and {more} (-v)", "grey"))
+    _rest(page, archive, options, rest)
     if archive.diagnostics:
         page.add("")
     for diagnostic in archive.diagnostics:
-        add_diagnostic(page, diagnostic, options, 4)
+        # In a tight report a finding takes one line.
+        if lines > 3 or options.verbose:
+            add_diagnostic(page, diagnostic, options, 4)
+        else:
+            one_line(page, diagnostic, options)
     return page
 
 
@@ -63,23 +81,24 @@ def origin(archive: Archive) -> list[str]:
     return words
 
 
-def _state_dict(page: Page, state_dict: StateDict, options: Options, many: int) -> None:
+def _state_dict(page: Page, state_dict: StateDict, options: Options, lines: int) -> None:
     page.add("")
     path = f"`{printable(state_dict.path)}`" if state_dict.path else "the file itself"
     page.add((f"state dict: {path}", "title"), (f"  {tree_words(state_dict.tree)}", "grey"))
     if state_dict.note:
         page.add((f"  {printable(state_dict.note)}", "grey"))
     rows = folded_tree(state_dict.tree)
-    limit = len(rows) if options.verbose else max(TREE_LINES // many, 4)
+    limit = len(rows) if options.verbose else lines
     # One line more than the limit is not worth a line that says so.
     shown = rows if len(rows) <= limit + 1 else rows[:limit]
     column = min(max((len(r[0]) for r in shown), default=0), options.width - 34)
     for text, spec, n, size in shown:
-        name = text if options.verbose else cut(text, column)
+        name = text if options.verbose else cut_key(text, column)
         page.add(f"  {name:{column}}  {spec}", (f"  {n} x {size}" if n > 1 else f"  {size}", "grey"))
     if len(shown) < len(rows):
         keys = sum(r[2] for r in rows[limit:])
-        page.add((f"  and {count(keys, 'more key')} in {count(len(rows) - limit, 'line')} (-v)", "grey"))
+        more = f"and {count(keys, 'more key')}" if shown else count(keys, "key")
+        page.add((f"  {more} in {count(len(rows) - limit, 'line')} (-v)", "grey"))
 
 
 def folded_tree(tree: ParamTree) -> list[tuple[str, str, int, str]]:
@@ -100,13 +119,13 @@ def folded_tree(tree: ParamTree) -> list[tuple[str, str, int, str]]:
     return [row for _, row in sorted(rows)]
 
 
-def _rest(page: Page, archive: Archive, options: Options) -> None:
+def _rest(page: Page, archive: Archive, options: Options, lines: int) -> None:
     if not archive.rest:
         return
     page.add("")
     page.add(("also inside", "title"))
     items = list(archive.rest.items())
-    shown = items if options.verbose or len(items) <= REST_LINES + 1 else items[:REST_LINES]
+    shown = items if options.verbose or len(items) <= lines + 1 else items[:lines]
     column = min(max(len(printable(k)) for k, _ in shown), 30)
     for key, words in shown:
         room = options.width - column - 4

@@ -75,12 +75,17 @@ def width(stream: TextIO | None = None) -> int:
     return min(max(shutil.get_terminal_size((80, 24)).columns, 60), 120)
 
 
-def cut(text: str, columns: int) -> str:
-    """The text, or its two ends around ``...`` when it is longer than that."""
+def cut(text: str, columns: int, tail: float = 0.33) -> str:
+    """The text, or its two ends around ``...`` when longer; ``tail`` is the share of its end."""
     if len(text) <= columns:
         return text
-    tail = max((columns - 3) // 3, 1)
-    return f"{text[: columns - 3 - tail]}...{text[-tail:]}"
+    end = max(int((columns - 3) * tail), 1)
+    return f"{text[: columns - 3 - end]}...{text[-end:]}"
+
+
+def cut_key(key: str, columns: int) -> str:
+    """A key or fold cut so that its end, which tells more, stays."""
+    return cut(key, columns, 0.62)
 
 
 def wrap(text: str, columns: int) -> list[str]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from ckptdoctor.diagnosis import Diagnosis, percent
-from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.keys import printable
 from ckptdoctor.reports.commands import commands, more_command
-from ckptdoctor.reports.finding import ALIKE, Options, add_diagnostic
-from ckptdoctor.reports.page import Page, cut
+from ckptdoctor.reports.finding import ALIKE, BUDGET, Options, add_diagnostic, one_line
+from ckptdoctor.reports.page import Page
 from ckptdoctor.rules.words import count, human
-
-BUDGET = 40  # lines that a report takes by default
 
 
 def diagnosis_page(diagnosis: Diagnosis, options: Options | None = None) -> Page:
@@ -36,20 +33,13 @@ def _page(diagnosis: Diagnosis, options: Options, alike: int) -> Page:
         )
         seen.add(diagnostic.code)
         if short:
-            _one_line(page, diagnostic, options)
+            one_line(page, diagnostic, options)
         else:
             add_diagnostic(page, diagnostic, options, alike)
     if page.lines and any(text for text, _ in page.lines[-1]):
         page.add("")
     _tally(page, diagnosis, options)
     return page
-
-
-def _one_line(page: Page, diagnostic: Diagnostic, options: Options) -> None:
-    head = f"{diagnostic.severity}[{diagnostic.code}]"
-    fix = f" [{diagnostic.fix.applicability}]" if diagnostic.fix is not None else ""
-    room = options.width - len(head) - len(fix) - 2
-    page.add((head, diagnostic.severity), f": {cut(diagnostic.title, room)}", (fix, "fix"))
 
 
 def _tally(page: Page, diagnosis: Diagnosis, options: Options) -> None:

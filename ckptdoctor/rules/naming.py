@@ -10,7 +10,7 @@ from ckptdoctor.keys import printable
 from ckptdoctor.rules.base import Case, Example, Rule
 from ckptdoctor.rules.renames import RenameGroup, rename_groups
 from ckptdoctor.rules.strips import added_segment
-from ckptdoctor.rules.words import count, flag_helps, key_lines, quoted
+from ckptdoctor.rules.words import columns, count, flag_helps, key_lines, quoted
 
 
 def question_helps(question: Question) -> tuple[Help, ...]:
@@ -55,18 +55,23 @@ class RenamedKeys(Rule):
         if not pairs or case.alignment is None:
             return
         groups = rename_groups(case, pairs)
-        lines: list[Line] = []
-        for group in groups:
-            lines += [Line(printable(group.source), "-"), Line(printable(group.target), "+")]
         n = len(pairs)
         yield self.finding(
             f"{count(n, 'key')} {'has' if n == 1 else 'have'} another name in the model",
             place=case.model_place(pairs[0][1]),
-            evidence=lines,
+            evidence=_drawn(groups),
             why=_why(case, pairs, groups[0].why if len(groups) == 1 else ""),
             fix=(_fix(groups, n), _worst(case, pairs)),
             keys=[t for _, t in pairs],
         )
+
+
+def _drawn(groups: Sequence[RenameGroup]) -> list[Line]:
+    """One or two rules as old and new; more as a table, a line each."""
+    texts = [(printable(g.source), printable(g.target)) for g in groups]
+    if len(texts) > 2:
+        return columns([(source, f"->  {target}") for source, target in texts])
+    return [line for source, target in texts for line in (Line(source, "-"), Line(target, "+"))]
 
 
 def _fix(groups: Sequence[RenameGroup], n: int) -> str:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ckptdoctor.diagnosis import Diagnosis
 from ckptdoctor.diagnostics import Diagnostic, Fix, Help, Line
-from ckptdoctor.reports.finding import Options, folded
+from ckptdoctor.reports.finding import BUDGET, Options, folded
 from ckptdoctor.reports.page import Page, cut, emit
-from ckptdoctor.reports.text import BUDGET, diagnosis_page
+from ckptdoctor.reports.text import diagnosis_page
 from tests.rules.build import archive, diagnose, target
 
 FULL = Diagnostic(
