@@ -80,14 +80,14 @@ def _number_ranks(side: Side) -> None:
     """Each number of a path as (rank, count) among the numbers that stand at its place."""
     seen: dict[tuple[Token, ...], set[int]] = defaultdict(set)
     for unit in side.units:
-        flat = unit.name.flat
+        flat = unit.name.steps
         for i, token in enumerate(flat):
             if isinstance(token, int):
                 seen[flat[:i]].add(token)
     side.numbered = {prefix: frozenset(ns) for prefix, ns in seen.items()}
     place = {prefix: {n: r for r, n in enumerate(sorted(ns))} for prefix, ns in seen.items()}
     for unit in side.units:
-        flat = unit.name.flat
+        flat = unit.name.steps
         pairs = [(place[flat[:i]][t], len(place[flat[:i]])) for i, t in enumerate(flat) if isinstance(t, int)]
         side.ranks[unit.index] = tuple(p for p in pairs if p[1] > 1)
 
@@ -118,7 +118,7 @@ def _structure(side: Side) -> None:
             for role, leaf in unit.leaves.items()
             if role not in OPTIONAL_ROLES
         )
-        flat = unit.name.flat
+        flat = unit.name.steps
         for depth in range(1, len(flat)):
             prefix = flat[:depth]
             sums[prefix] += own
@@ -131,7 +131,7 @@ def _structure(side: Side) -> None:
     side.scope_count = Counter({total: len(found) for total, found in places.items()})
     ranks = _scope_ranks(places)
     for unit in side.units:
-        flat = unit.name.flat
+        flat = unit.name.steps
         found = [sums[flat[:d]] for d in range(1, len(flat)) if size[flat[:d]] > 1]
         side.scopes[unit.index] = list(dict.fromkeys(found))
         side.scope_rank[unit.index] = {
@@ -160,7 +160,7 @@ def _local_ranks(side: Side, sums: dict[tuple[Token, ...], int], size: Counter[t
     """Rank among the units of the same shapes below each ancestor, where numbers alone tell them apart."""
     members: dict[tuple[tuple[Token, ...], object], list[Unit]] = defaultdict(list)
     for unit in side.units:
-        flat = unit.name.flat
+        flat = unit.name.steps
         for depth in range(1, len(flat)):
             if 1 < size[flat[:depth]] <= _LOCAL:
                 members[flat[:depth], unit.exact].append(unit)
@@ -209,7 +209,7 @@ def score(a: Side, u: Unit, b: Side, v: Unit) -> Score | None:
 
 def _same_numbering(a: Side, b: Side, u: Unit) -> bool:
     """An index is a name only where both lists have the same indices; else it may have shifted."""
-    flat = u.name.flat
+    flat = u.name.steps
     return all(
         a.numbered.get(flat[:i]) == b.numbered.get(flat[:i]) for i, t in enumerate(flat) if isinstance(t, int)
     )
@@ -292,6 +292,8 @@ def _structure_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> 
 
 
 def _ordinal_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float:
+    if _counted(u) != _counted(v):
+        return 0.0  # `param_12`: such numbers only count tensors
     local = _local_score(a, u, b, v, reasons)
     ranks_u, ranks_v = a.ranks[u.index], b.ranks[v.index]
     if ranks_u and ranks_u == ranks_v:
@@ -303,6 +305,10 @@ def _ordinal_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> fl
         return RANK + local
     common = _common_ranks(ranks_u, ranks_v)
     return 0.6 * common + local
+
+
+def _counted(unit: Unit) -> bool:
+    return unit.bare and bool(unit.name.steps) and isinstance(unit.name.steps[-1], int)
 
 
 def _local_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float:

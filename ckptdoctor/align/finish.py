@@ -96,16 +96,16 @@ def _open_leaf(state: State, dst: Leaf, candidates: Sequence[Leaf]) -> None:
 
 
 def leftovers(state: State) -> None:
-    """What is left on both sides: the same name with another shape, or the tensors one by one."""
+    """Derived buffers that the checkpoint has, under the same name or another."""
     used = {s for m in state.matches.values() for s in m.sources}
     for name, key in state.target_names.items():
-        if key in state.matches or key in state.followers:
+        if key in state.matches or key in state.followers or not is_derived(name):
             continue
         mine = state.source_names.get(name)
-        if mine is not None and state.source[mine].shape == state.target[key].shape and mine not in used:
-            state.matches[key] = Match(key, "safe", (mine,), (), ("same name",))
-        elif is_derived(name):
+        if mine is None:
             _derived_elsewhere(state, name, key)
+        elif state.source[mine].shape == state.target[key].shape and mine not in used:
+            state.matches[key] = Match(key, "safe", (mine,), (), ("same name",))
 
 
 def _derived_elsewhere(state: State, name: str, key: str) -> None:

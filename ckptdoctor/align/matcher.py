@@ -44,8 +44,32 @@ def match_units(
     matching = _match(mine.shown, theirs.shown, ordered, reporter)
     folded = len(mine.shown) < len(sources) or len(theirs.shown) < len(targets)
     if folded and not _evenly(matching, mine, theirs) and max(len(sources), len(targets)) <= _SMALL:
-        return _match(sources, targets, ordered, reporter)
+        single = _match(sources, targets, ordered, reporter)
+        single.uneven = [
+            row for row in _uneven(matching, mine, theirs) if _unsettled(single, row, mine, theirs)
+        ]
+        return single
     return _expand(matching, mine, theirs) if folded else matching
+
+
+def _uneven(matching: Matching, mine: Templates, theirs: Templates) -> list[tuple[int, int, int, int]]:
+    """Templates that match (or may) but repeat differently often."""
+    pairs = [(t, s) for t, s in matching.certain.items()]
+    pairs += [
+        (t, cs[0])
+        for t, cs in matching.open.items()
+        if all(len(mine.instances[c]) != len(theirs.instances[t]) for c in cs)
+    ]
+    counted = [(s, len(mine.instances[s]), t, len(theirs.instances[t])) for t, s in pairs]
+    return [row for row in counted if row[1] != row[3]]
+
+
+def _unsettled(single: Matching, row: tuple[int, int, int, int], mine: Templates, theirs: Templates) -> bool:
+    """Whether matching one by one left blocks of these templates over."""
+    taken = set(single.certain.values())
+    return any(u.index not in taken for u in mine.instances[row[0]]) or any(
+        v.index not in single.certain for v in theirs.instances[row[2]]
+    )
 
 
 def _evenly(matching: Matching, mine: Templates, theirs: Templates) -> bool:
@@ -64,10 +88,10 @@ def _evenly(matching: Matching, mine: Templates, theirs: Templates) -> bool:
 def _expand(matching: Matching, mine: Templates, theirs: Templates) -> Matching:
     """Pair the blocks of matched templates by rank; templates of unequal length stay open."""
     out = Matching()
+    out.uneven = _uneven(matching, mine, theirs)
     for t, s in matching.certain.items():
         many_t, many_s = theirs.instances[t], mine.instances[s]
         if len(many_t) != len(many_s):
-            out.uneven.append((s, len(many_s), t, len(many_t)))
             continue
         for v, u in zip(many_t, many_s, strict=True):
             out.certain[v.index] = u.index

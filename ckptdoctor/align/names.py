@@ -116,8 +116,9 @@ def is_training_state(key: str) -> bool:
 class Name:
     """A module's path as evidence.
 
-    ``concepts`` holds one tuple per segment; ``numbers`` all numbers in order; ``skeleton`` the path
-    with every number replaced by ``#``; ``flat`` words and numbers in one sequence.
+    ``concepts`` holds one tuple per segment; ``numbers`` all numbers in order; ``skeleton`` the
+    concepts with every number replaced by ``#``; ``flat`` words and numbers in one sequence, as
+    spelt, and ``steps`` the same in concepts.
     """
 
     path: str
@@ -125,6 +126,7 @@ class Name:
     numbers: tuple[int, ...]
     skeleton: str
     flat: tuple[Token, ...]
+    steps: tuple[Token, ...]
 
 
 @lru_cache(maxsize=65536)
@@ -133,17 +135,15 @@ def name_of(path: str) -> Name:
     segments = path.split(".") if path else []
     tokens = tuple(words(s) for s in segments)
     flat = tuple(t for seg in tokens for t in seg)
+    concepts = tuple(concepts_of(t) for t in tokens)
     return Name(
         path,
-        _segment_concepts(tokens),
+        concepts,
         tuple(t for t in flat if isinstance(t, int)),
-        ".".join("_".join("#" if isinstance(t, int) else t for t in seg) for seg in tokens),
+        ".".join("_".join("#" if isinstance(t, int) else t for t in seg) for seg in concepts),
         flat,
+        tuple(t for seg in concepts for t in seg),
     )
-
-
-def _segment_concepts(tokens: tuple[tuple[Token, ...], ...]) -> tuple[tuple[Token, ...], ...]:
-    return tuple(concepts_of(t) for t in tokens)
 
 
 def exclusive_values(name: Name) -> dict[str, Token]:

@@ -19,11 +19,12 @@ def families(state: State) -> None:
     """Some members of a numbered family match while others find no partner: depth or insertion."""
     targets = {u.index: u for u in state.targets}
     sources = {u.index: u for u in state.sources}
-    for s, n, _, m in state.matching.uneven[:1]:
+    for s, _, t, _ in state.matching.uneven[:1]:
+        here, there = _alike(state.sources, sources[s]), _alike(state.targets, targets[t])
         refuse(
             state,
-            f"the checkpoint has {n} blocks like `{_block(sources[s])}`, the model {m}: another depth of the "
-            "same architecture",
+            f"the checkpoint has {here} blocks like `{_block(sources[s])}`, the model {there}: another depth "
+            "of the same architecture",
         )
         return
     matched_t = [targets[t] for t in state.matching.certain]
@@ -46,6 +47,10 @@ def families(state: State) -> None:
     keys = [state.target_names[n] for i in suspects for leaf in targets[i].leaves.values() for n in leaf.keys]
     if keys:
         take_back(state, keys, "some of this numbered family have no partner, so any of them may be meant")
+
+
+def _alike(units: list[Unit], unit: Unit) -> int:
+    return sum(_family(u) == _family(unit) for u in units)
 
 
 def _lonely(units: list[Unit], matched: list[Unit]) -> list[Unit]:
@@ -162,8 +167,9 @@ def _partial(state: State) -> list[tuple[str, frozenset[str], frozenset[str]]]:
         if mine != want:
             found.append((unit.path, mine - want, want - mine))
     below = _below(state)
+    mine_too = {u.path for u in state.sources if not u.bare}
     for path, unit in theirs.items():
-        if unit.index not in state.matching.certain and path in below and path not in {f[0] for f in found}:
+        if unit.index not in state.matching.certain and path in below and path not in mine_too:
             found.append((path, frozenset(below[path]), frozenset(unit.leaves)))
     return found
 
