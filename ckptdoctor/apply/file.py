@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.apply.metadata import map_versions
 from ckptdoctor.apply.staging import Expansion, OnTensor, Reader, Want, stage_one
+from ckptdoctor.apply.ties import check_ties
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.keys import printable
 from ckptdoctor.receipt import listing
@@ -45,9 +46,12 @@ def file_values(
                 on_tensor(key)
         elif fill.kind != "tie":
             made[key] = _own(key, target, initial)
+    check_ties(expansion, target.ties, made)
+    same = {key: group[0] for group in target.ties for key in group}
     values: OrderedDict[str, Any] = OrderedDict()
     for key in target.specs:
-        values[key] = made[_anchor(key, expansion)]
+        anchor = _anchor(key, expansion)
+        values[key] = made[same[anchor] if same.get(anchor) in made else anchor]
     for key in target.extra:
         values[key] = initial(key) if initial is not None else None
     if target.versions:

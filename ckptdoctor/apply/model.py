@@ -11,11 +11,10 @@ from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.apply.materialise import materialise
 from ckptdoctor.apply.metadata import metadata_for
 from ckptdoctor.apply.staging import Expansion, OnTensor, Reader, stage
+from ckptdoctor.apply.ties import check_ties
 from ckptdoctor.apply.transaction import Transaction
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.keys import printable
-from ckptdoctor.ops.bits import same_bits
-from ckptdoctor.receipt import listing
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +50,7 @@ def run_on_model(
     place.check_meta(model, expansion, live)
     staged = stage(expansion, reader, place.wants(live, device), on_tensor)
     _fill_derived(expansion, live, staged, device)
-    _check_ties(expansion, live, staged)
+    check_ties(expansion, _ties(live), staged)
     values = _full(expansion, state, staged)
     values._metadata = metadata_for(expansion, model, source_versions or {})  # type: ignore[attr-defined]
     with Transaction(model) as transaction:
@@ -79,18 +78,12 @@ def _fill_derived(
                 staged[key] = value.to(device or "cpu", live[key].dtype)
 
 
-def _check_ties(expansion: Expansion, live: Mapping[str, Tensor], staged: Mapping[str, Tensor]) -> None:
-    """Keys that are one tensor in the model must get one value; torch would let the last one win."""
-    first: dict[int, str] = {}
-    for key, value in staged.items():
-        other = first.setdefault(id(live[key]), key)
-        if other != key and not same_bits(value, staged[other]):
-            sources = (*expansion.fills[other].sources, *expansion.fills[key].sources)
-            raise ApplyError(
-                f"the model ties `{printable(other)}` and `{printable(key)}`: they are one tensor, "
-                f"but the checkpoint has two different ones ({listing(sources)}). "
-                "Decide which one to use (--drop the other), or untie the model"
-            )
+def _ties(live: Mapping[str, Tensor]) -> list[list[str]]:
+    """Keys grouped by the tensor object that they name."""
+    groups: dict[int, list[str]] = {}
+    for key, tensor in live.items():
+        groups.setdefault(id(tensor), []).append(key)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _full(

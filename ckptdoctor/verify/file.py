@@ -39,7 +39,7 @@ def verify_file(
     for key, fill in expansion.fills.items():
         if key in tree:
             problems += _one_written(key, fill, reader, written, initial, casts)
-    problems += _plain(path, target, written)
+    problems += [*_ties(expansion, target, tree, written), *_plain(path, target, written)]
     problems += lossy_casts(casts, accept)
     if problems:
         raise VerifyError(words(problems, "no file was written"))
@@ -66,13 +66,19 @@ def _one_written(
 ) -> Iterator[str]:
     if fill.kind == "load":
         yield from replayed(key, fill, reader, written(key), casts)
-    elif fill.kind == "tie":
-        if not same_bits(written(key), written(fill.tied_to)):
-            yield f"{quoted(key)} and {quoted(fill.tied_to)} are one tensor in the model, two in the file"
-    elif initial is not None:
+    elif fill.kind != "tie" and initial is not None:
         found = written(key)
         if not same_bits(found, initial(key).detach().to("cpu", found.dtype)):
             yield f"{quoted(key)} is not the model's own value"
+
+
+def _ties(expansion: Fills, target: ParamTree, tree: ParamTree, written: Reader) -> Iterator[str]:
+    """Keys that are one tensor in the model hold the same in the file, or the last one loaded would win."""
+    pairs = [(key, fill.tied_to) for key, fill in expansion.fills.items() if fill.kind == "tie"]
+    pairs += [(key, group[0]) for group in target.ties for key in group[1:]]
+    for key, other in dict.fromkeys(pairs):
+        if key in tree and other in tree and not same_bits(written(key), written(other)):
+            yield f"{quoted(key)} and {quoted(other)} are one tensor in the model, two in the file"
 
 
 def _plain(path: Path, target: ParamTree, written: Reader) -> Iterator[str]:

@@ -79,7 +79,7 @@ def lossy_casts(casts: Mapping[str, tuple[str, CastClass]], accept: Collection[s
         if name not in HARMLESS and name not in accept:
             keys = [key for key, (_, found) in casts.items() if found == name]
             if keys:
-                yield f"the cast of {listing(keys)} loses values: {why[name]}"
+                yield f"the cast of {listing(keys)} loses values: {why[name]}; --accept {name} allows it"
 
 
 def words(problems: Sequence[str], state: str) -> str:

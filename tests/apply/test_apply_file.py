@@ -73,6 +73,20 @@ def test_a_torch_file_keeps_ties_order_metadata_and_no_byte_too_many(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_two_different_copies_of_a_tied_tensor_are_refused_and_equal_ones_become_one(tmp_path, suffix):
+    model, out = Tied(), tmp_path / f"out{suffix}"
+    state = random_state(model)
+    with pytest.raises(ApplyError, match=r"ties `embed.weight` and `head.weight`.*--drop 'head.weight'"):
+        write(identity(model), state, out, model)
+    assert left(tmp_path) == []
+    write(identity(model), state | {"head.weight": state["embed.weight"].clone()}, out, model)
+    found = plain(out)
+    assert torch.equal(found["head.weight"], state["embed.weight"])
+    if suffix == ".pth":
+        assert found["head.weight"].data_ptr() == found["embed.weight"].data_ptr()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize(
     "dtype",
     [
