@@ -85,6 +85,8 @@ def _dense(source: str, tensor: Tensor) -> Tensor:
             f"`{printable(source)}` is quantized ({tensor.dtype}); its integers mean nothing without scale "
             "and zero point. Load it into a model that was prepared and converted the same way"
         )
+    if tensor.is_meta:
+        raise ApplyError(f"`{printable(source)}` was saved on the meta device: the file has no values for it")
     if tensor.layout != torch.strided:
         raise ApplyError(f"`{printable(source)}` is sparse ({tensor.layout}); the model's tensor is dense")
     return tensor.detach()

@@ -257,6 +257,81 @@ def test_the_input_may_be_replaced_and_the_receipt_says_so(tmp_path):
     assert left(tmp_path) == ["model.pth"]
 
 
+def test_two_writers_leave_one_whole_file(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    model, out = nn.Linear(200, 200), tmp_path / "out.pth"
+    states = [{k: torch.full_like(v, float(n)) for k, v in model.state_dict().items()} for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda state: write(identity(model), state, out, model), states * 3))
+    found = plain(out)
+    assert len(torch.cat([v.flatten() for v in found.values()]).unique()) == 1
+    assert left(tmp_path) == ["out.pth"]
+
+
+BOUNDARY = """
+    import os, sys
+    from torch import nn
+    from ckptdoctor.targets.module import snapshot
+    from ckptdoctor.loading import apply_to_file
+    from tests.apply.fakes import identity
+
+    out, die_at, seen = sys.argv[1], int(sys.argv[2]), 0
+    def step(frame, event, arg):
+        # Die at the n-th line that runs in the writers: before, between and after every call of theirs.
+        global seen
+        if "ckptdoctor/writers/" not in frame.f_code.co_filename.replace(os.sep, "/"):
+            return None
+        if event == "line":
+            seen += 1
+            if seen == die_at:
+                os.kill(os.getpid(), 9)
+        return step
+    model = nn.Linear(2, 2)
+    sys.settrace(step)
+    for n in range(1, 10**6) if die_at < 0 else [die_at]:
+        if die_at < 0:
+            pid = os.fork()
+            if pid:
+                status = os.waitpid(pid, 0)[1]
+                left = [f for f in os.listdir(".") if f.startswith(".out") and f.endswith(".pth")]
+                for f in left:
+                    os.unlink(f)
+                now = open(out, "rb").read()
+                new = now != b"the old file"
+                print(n, status, "new" if new else "old", len(left), flush=True)
+                if new:
+                    import torch
+                    assert set(torch.load(out, weights_only=True)) == {"weight", "bias"}
+                    open(out, "wb").write(b"the old file")
+                if status == 0:
+                    break
+                continue
+            die_at = n
+        apply_to_file(identity(model), dict(model.state_dict()).__getitem__, out, snapshot(model))
+        os._exit(0)
+"""
+
+
+def test_killed_at_any_line_of_the_writers_the_file_is_the_old_or_the_new_one(tmp_path):
+    (tmp_path / "out.pth").write_bytes(b"the old file")
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(BOUNDARY), "out.pth", "-1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    killed = [row for row in rows if row[1] == "9"]
+    assert len(killed) > 60 and rows[-1][1:3] == ["0", "new"]
+    states = [row[2] for row in killed]
+    assert {"old", "new"} == set(states), "killed before and after the rename"
+    assert states == sorted(states, key=["old", "new"].index), "once it is there it stays"
+    assert max(int(row[3]) for row in rows) == 1, "at most the one temporary file is left"
+
+
 SLOW = """
     import sys, time, torch
     from torch import nn
