@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from ckptdoctor.planner.make import make_plan
+from ckptdoctor.planner.reverse import reverse
 
-__all__ = ["make_plan"]
+__all__ = ["make_plan", "reverse"]

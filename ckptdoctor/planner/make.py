@@ -27,6 +27,7 @@ from ckptdoctor.plan.model import (
     Transform,
 )
 from ckptdoctor.plan.names import strip_once
+from ckptdoctor.planner.candidates import explicit
 from ckptdoctor.planner.renames import Renamed, renames
 from ckptdoctor.planner.small_steps import cast_steps, place_steps, strip_step, tie_steps
 from ckptdoctor.planner.transforms import Set, by_sharing, literal_steps, sets, transform_steps
@@ -155,6 +156,10 @@ class _Parts:
         pairs = {n: plain[n].made[0][0] for n in names if n in plain}
         taken = {n for s in shared for n in s.sources} - {n for s in exclusive for n in s.sources}
         made = renames(pairs, taken)
+        # What a shared transform reads and what keeps its name as well is said explicitly.
+        moved = {n for r in made for n in r.names}
+        read = {n for s in shared for n in s.sources if n in pairs and n not in moved}
+        made = [Renamed(explicit(n, n), (n,)) for n in sorted(read)] + made
         transforms = way([s for s in exclusive if not s.plain], shared)
         steps: list[Step] = list(transforms)
         steps += [self.rename(r, pairs) for r in made]
