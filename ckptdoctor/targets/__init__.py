@@ -10,9 +10,9 @@ from typing import Any
 from ckptdoctor.errors import TargetError
 from ckptdoctor.targets._text import printable
 from ckptdoctor.targets.base import Prefer, Target
-from ckptdoctor.targets.module import snapshot
+from ckptdoctor.targets.module import class_lines, snapshot
 
-__all__ = ["Prefer", "Target", "load_target", "snapshot"]
+__all__ = ["Prefer", "Target", "class_lines", "load_target", "snapshot"]
 
 
 def load_target(

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+SEED = 0  # the same source gives the same initial values each time, so a repaired file can be made again
+
 _LOCAL = ("cpu", "meta")
 _RANDOM_INIT = (
     *("uniform_", "normal_", "trunc_normal_", "orthogonal_", "sparse_"),

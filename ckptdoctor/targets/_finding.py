@@ -33,6 +33,7 @@ class Candidate:
 
     name: str
     how: str  # "instance", "class" or "function"
+    file: str  # where it is defined, an instance where it is assigned
     line: int
     thing: Any
 
@@ -75,15 +76,24 @@ def candidates(module: ModuleType) -> list[Candidate]:
         if name.startswith("__"):
             continue
         if isinstance(thing, torch.nn.Module):
-            found.append(Candidate(name, "instance", _assigned_line(module, name), thing))
+            found.append(candidate(module, name, thing))
         elif getattr(thing, "__module__", None) != module.__name__:
             continue
         elif isinstance(thing, type) and issubclass(thing, torch.nn.Module):
             if not inspect.isabstract(thing):
-                found.append(Candidate(name, "class", definition(thing)[1], thing))
+                found.append(candidate(module, name, thing))
         elif name in functions:
-            found.append(Candidate(name, "function", definition(thing)[1], thing))
+            found.append(candidate(module, name, thing))
     return found
+
+
+def candidate(module: ModuleType, name: str, thing: Any) -> Candidate:
+    """``thing``, found in ``module`` under ``name``, with its place."""
+    if isinstance(thing, torch.nn.Module) or not callable(thing):
+        line = _assigned_line(module, name)
+        place = (getattr(module, "__file__", None) or "", line) if line else definition(type(thing))
+        return Candidate(name, "instance", *place, thing)
+    return Candidate(name, "class" if isinstance(thing, type) else "function", *definition(thing), thing)
 
 
 def definition(thing: Any) -> tuple[str, int]:

@@ -32,6 +32,7 @@ class Outcome:
 
     events: list[dict[str, Any]] = field(default_factory=list)
     output: str = ""  # the end of what the user's code printed
+    dump: str = ""  # where the threads were when it hung or crashed, innermost frame first
     returncode: int | None = None  # None: still running when its time was over
     timed_out: bool = False
 
@@ -111,6 +112,8 @@ def _take_events(
             return
         if line.startswith(token):
             outcome.events.append(json.loads(line[len(token) :]))
+        else:
+            outcome.dump += line.decode("utf-8", "replace")
 
 
 def _read_lines(stream: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:

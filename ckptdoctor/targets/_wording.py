@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptdoctor.targets._paths import is_installed, shown_path
 from ckptdoctor.targets._text import listing, printable
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 OUTPUT_LINES = 8
 _DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn",
                   "skimage": "scikit-image", "torch_geometric": "torch-geometric"}  # fmt: skip
+_NETWORK = {"URLError", "HTTPError", "ConnectionError", "ConnectTimeout", "gaierror", "OfflineModeIsEnabled",
+            "LocalEntryNotFoundError"}  # fmt: skip
 _SAMPLES = {"int": 10, "float": 0.1, "bool": True, "str": "...", "list": [], "tuple": [], "dict": {}}
 
 
@@ -184,6 +187,11 @@ def _raised(source: Source, label: str, stage: Mapping[str, Any], event: Mapping
     first, _, rest = event["message"].partition("\n")
     more = f" ({len(rest.splitlines())} more lines)" if rest.strip() else ""
     notes = "".join(f"\n  {printable(note)}" for note in event["notes"])
+    if event["type"] in _NETWORK:
+        notes += (
+            "\n  a tree needs no pretrained weights: keep it from downloading, "
+            "for example with --kwargs '{\"pretrained\": false}'"
+        )
     return (
         f"{_at(event)}{_doing(stage, label)} raises {event['type']}: {printable(first)}{more}"
         f"{_code(event)}{notes}"
@@ -216,7 +224,7 @@ _WORDS = {
 def _death(source: Source, outcome: Outcome, timeout: float) -> str:
     stage = outcome.last_stage
     doing = printable(stage["doing"])
-    at = _faulthandler_line(source, outcome.output)
+    at = _faulthandler_line(outcome.dump)
     if outcome.timed_out:
         return (
             f"{at}{doing} took more than {timeout:g} s; give it more with --timeout {max(2 * timeout, 10):g}"
@@ -236,26 +244,21 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _faulthandler_line(source: Source, output: str) -> str:
-    """``file:line: `` of the innermost frame of the user's in a dump that faulthandler printed."""
-    frames = re.findall(r'^  File "([^"\n]+)", line (\d+)', output, re.MULTILINE)
+def _faulthandler_line(dump: str) -> str:
+    """``file:line: `` of the user's innermost frame, from what faulthandler wrote."""
+    threads = re.split(r"^(?=(?:Current thread|Thread) 0x)", dump, flags=re.MULTILINE)
+    # The thread that crashed is the current one; of those that hang the main one, which comes last.
+    thread = next((t for t in threads if t.startswith("Current")), threads[-1])
     package = str(Path(__file__).parent)
-    for file, line in frames:
-        if not file.startswith(package) and "site-packages" not in file and not file.startswith("<"):
-            from ckptdoctor.targets._paths import is_installed, shown_path
-
-            if not is_installed(file):
-                return f"{printable(shown_path(file))}:{line}: "
+    for file, line in re.findall(r'^  File "([^"\n]+)", line (\d+)', thread, re.MULTILINE):
+        if not file.startswith((package, "<")) and not is_installed(file):
+            return f"{printable(shown_path(file))}:{line}: "
     return ""
 
 
 def _output(outcome: Outcome) -> str:
     """The last lines that the user's code printed, set apart from ours."""
-    lines = [line for line in outcome.output.splitlines() if line.strip()]
-    cut = next(
-        (i for i, line in enumerate(lines) if line.startswith(("Fatal Python error", "Timeout ("))), None
-    )
-    lines = lines[:cut][-OUTPUT_LINES:]
+    lines = [line for line in outcome.output.splitlines() if line.strip()][-OUTPUT_LINES:]
     if not lines:
         return ""
     return "\n  it printed last:\n" + "\n".join(f"  | {printable(line)}" for line in lines)

@@ -1,6 +1,7 @@
 """The process in which the user's code runs. Reads one request from stdin, answers with events.
 
-An event is one line on what was stdout, behind a token from the request. Everything that the user's
+An event is one line on what was stdout, behind a token from the request; what is there without a token
+is faulthandler's, when the process hangs or dies. Everything that the user's
 code prints, to stdout as well, goes to stderr. The process ends without any clean-up of the user's.
 """
 
@@ -39,8 +40,9 @@ class _Refusal(Exception):
 def main() -> NoReturn:
     """Entry of ``python -c``; ends the process."""
     channel, request = _open()
-    faulthandler.enable(file=2)
-    faulthandler.dump_traceback_later(float(request["timeout"]), exit=True, file=2)
+    # On the channel: what the user's threads print at the same time cannot get between its words there.
+    faulthandler.enable(file=channel)
+    faulthandler.dump_traceback_later(float(request["timeout"]), exit=True, file=channel)
     gc.disable()  # the process is short, and collecting would walk every object that torch imports
 
     def send(event: str, **facts: Any) -> None:
@@ -70,7 +72,7 @@ def _open() -> tuple[TextIO, Mapping[str, Any]]:
 def _work(request: Mapping[str, Any], send: Callable[..., None]) -> None:
     send("stage", doing="importing torch")
     try:
-        import torch  # noqa: F401
+        import torch
     except BaseException as error:
         raise _Refusal(
             "no torch", missing=_missing_module(error) == "torch", **_raised(error, "cause")
@@ -84,6 +86,7 @@ def _work(request: Mapping[str, Any], send: Callable[..., None]) -> None:
     send("stage", doing=f"importing {request['source']}")
     sys.argv = [request["file"] or request["module"]]
     # Values of module-level models are not looked at, unless it is values that are asked for.
+    torch.manual_seed(_building.SEED)
     with nullcontext() if request.get("values") else _building.skipping_random_init():
         if request["file"]:
             module = _finding.import_file(Path(request["file"]))
@@ -142,13 +145,7 @@ def _named(module: Any, dotted: str) -> Candidate:
         except AttributeError:
             owner = ".".join(dotted.split(".")[:i])
             raise _Refusal("no attribute", owner=owner, part=part, names=_module_names(holder)) from None
-    how = "class" if isinstance(thing, type) else "function" if callable(thing) else "instance"
-    import torch
-
-    if isinstance(thing, torch.nn.Module):
-        how = "instance"
-    line = _finding.definition(thing)[1] if how != "instance" else 0
-    return _finding.Candidate(dotted, how, line, thing)
+    return _finding.candidate(module, dotted, thing)
 
 
 def _module_names(holder: Any) -> list[str]:
@@ -183,13 +180,11 @@ def _built(candidate: Candidate, kwargs: Mapping[str, Any]) -> Event:
         tree = snapshot(model)
     except TargetError as error:
         raise _Refusal("unreadable", message=str(error)) from error
-    from ckptdoctor.targets import _finding
-
-    file, line = _finding.definition(candidate.thing if candidate.how != "instance" else type(model))
     return {
         "name": candidate.name,
         "how": candidate.how,
-        "place": f"{_paths.shown_path(file)}:{candidate.line or line}" if file else "",
+        "place": f"{_paths.shown_path(candidate.file)}:{candidate.line}" if candidate.file else "",
+        "line": candidate.line,
         "tree": _wire.encode(tree),
         "lines": _lines.class_lines(model),
         "root": _qualified(model),
@@ -261,7 +256,9 @@ def _user_line(error: BaseException) -> tuple[str, int, str]:
         if not frame.f_code.co_filename.startswith((_PACKAGE, "<"))
     ]
     own = [f for f in frames if not _paths.is_installed(f[0])]
+    # Packages may lie anywhere (PYTHONPATH); what lies below the working directory is more likely theirs.
+    nearby = [f for f in own if not os.path.isabs(_paths.shown_path(f[0]))]
     if not own:
         return "", 0, ""
-    file, line = own[-1]
+    file, line = (nearby or own)[-1]
     return _paths.shown_path(file), line, linecache.getline(file, line).strip()

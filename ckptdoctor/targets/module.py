@@ -59,6 +59,16 @@ def _snapshot(model: torch.nn.Module) -> ParamTree:
     )
 
 
+def class_lines(model: torch.nn.Module) -> dict[str, str]:
+    """``{path: "file:line"}`` of the root's class and of the ``self.name = ...`` of its parts.
+
+    Only for source outside of torch and of installed packages. What ``Target.lines`` holds.
+    """
+    from ckptdoctor.targets import _lines
+
+    return _lines.class_lines(model)
+
+
 def walk_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     """Every (path, module) in registration order; a shared module comes under each of its paths."""
     stack = [("", model, 0)]

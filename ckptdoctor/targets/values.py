@@ -15,15 +15,13 @@ from ckptdoctor.targets.source import checked_request, parse_source
 if TYPE_CHECKING:
     from ckptdoctor.targets._finding import Candidate
 
-SEED = 0  # the same model gives the same values each time, so a repaired file can be made again
-
 
 def initial_values(
     model: str, keys: Iterable[str], *, kwargs: Mapping[str, Any] | None = None, timeout: float = 60
 ) -> dict[str, Any]:
     """What a freshly built ``model`` (``model.py:name``, ``package.module:name``) holds under ``keys``.
 
-    It is built on the CPU with its own random initialisation, seeded with ``SEED``. Tensors, or what
+    It is built on the CPU with its own random initialisation, seeded. Tensors, or what
     ``get_extra_state`` returns. Raises :class:`TargetError`.
     """
     source = parse_source(model)
@@ -62,7 +60,7 @@ def save_values(candidate: Candidate, request: Mapping[str, Any]) -> None:
 
     from ckptdoctor.targets import _building
 
-    torch.manual_seed(SEED)
+    torch.manual_seed(_building.SEED)  # again: importing may have drawn
     thing = candidate.thing
     if isinstance(thing, torch.nn.Module):
         model = thing

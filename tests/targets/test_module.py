@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from ckptdoctor.errors import TargetError
-from ckptdoctor.targets import snapshot
-from ckptdoctor.targets._lines import class_lines
+from ckptdoctor.targets import class_lines, snapshot
 from ckptdoctor.trees import ParamTree
 
 DTYPES = [
@@ -310,7 +309,7 @@ def test_lines_of_assignments() -> None:
 
 
 def test_a_hundred_thousand_keys_are_quick() -> None:
-    model = nn.ModuleList(nn.Linear(1, 1, device="meta") for _ in range(50_000))
+    model = nn.ModuleList(nn.BatchNorm1d(1, device="meta") for _ in range(20_000))
     start = time.process_time()
     tree = snapshot(model)
     assert len(tree) == 100_000
