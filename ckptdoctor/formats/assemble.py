@@ -43,11 +43,13 @@ def assemble(
     itself writes.
     """
     named = names.made.keys() - expected
-    walk = Walk(root)
+    walk = Walk(root, path)
     views = Views(path, {key: ref.nbytes for key, ref in storages.items()})
     state_dicts = tuple(_state_dict(place, views, slots) for place in walk.found[:MOST_STATE_DICTS])
     tensors = walk.tensors + isinstance(root, TensorRecord)
     rest = walk.rest() if not isinstance(root, TensorRecord) else {"(the file)": words(root)}
+    if len(walk.found) > MOST_STATE_DICTS:
+        rest["(more)"] = f"{len(walk.found) - MOST_STATE_DICTS} more mappings of tensors, not listed"
     unknown = tuple(sorted(f"{m}.{n}" for m, n in named if not is_harmless(m, n)))
     archive = Archive(
         path=path,
@@ -122,7 +124,10 @@ def _versions(node: Any) -> dict[str, int]:
     return {
         path: entry["version"]
         for path, entry in metadata.items()
-        if isinstance(path, str) and isinstance(entry, dict) and type(entry.get("version")) is int
+        if isinstance(path, str)
+        and isinstance(entry, dict)
+        and type(entry.get("version")) is int
+        and abs(entry["version"]) < 2**31
     }
 
 

@@ -78,12 +78,23 @@ def stand_in(module: str, name: str) -> type[Inert]:
     return type("Inert", (Inert,), {"__slots__": (), "module": module, "name": name})
 
 
+def _simple(key: Any) -> Any:
+    if isinstance(key, tuple | frozenset | set | list | dict):
+        raise TypeError("a mapping with a container as key")
+    return key
+
+
 class OrderedMapping(dict[Any, Any]):
     """A `collections.OrderedDict` (or defaultdict, Counter) of the file; ``state`` holds its attributes."""
 
     __slots__ = ("state",)
 
     state: Any
+
+    def __init__(self, pairs: Any = (), *_: Any) -> None:
+        """From a list of pairs, as Python 2 wrote it. Keys are checked: hashing some never ends."""
+        entries = pairs.items() if isinstance(pairs, dict) else pairs
+        super().__init__((_simple(key), value) for key, value in entries)
 
     def __setstate__(self, state: Any) -> None:
         self.state = state

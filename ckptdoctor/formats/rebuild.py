@@ -94,7 +94,7 @@ def _qtensor(storage: Any, offset: Any, size: Any, stride: Any, quantizer: Any, 
     record = TensorRecord(storage, offset, size, stride)
     record.layout = "quantized"
     scheme, *rest = quantizer
-    record.values = {"scheme": getattr(scheme, "name", str(scheme))}
+    record.values = {"scheme": _word(scheme)}
     record.parts = {}
     names = ("scale", "zero_point") if len(rest) == 2 else ("scales", "zero_points", "axis")
     for name, value in zip(names, rest, strict=False):
@@ -112,13 +112,18 @@ SPARSE_PARTS = {
 
 
 def _sparse(layout: Any, data: Any) -> TensorRecord:
-    name = str(getattr(layout, "name", layout)).removeprefix("torch.")
+    name = _word(layout).removeprefix("torch.")
     roles = SPARSE_PARTS[name]
     record = TensorRecord(None, 0, data[len(roles)], None)
     record.layout = name
     record.parts = dict(zip(roles, data, strict=False))
     record.values = {"coalesced": data[3] if name == "sparse_coo" and len(data) > 3 else None}
     return record
+
+
+def _word(value: Any) -> str:
+    """The name of a layout or scheme, which may be given as a string."""
+    return value.name if isinstance(value, DtypeName) else value if isinstance(value, str) else ""
 
 
 def _layout(name: Any) -> Any:

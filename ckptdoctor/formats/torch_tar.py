@@ -15,7 +15,7 @@ from ckptdoctor.formats.base import Archive, StorageRef
 from ckptdoctor.formats.inert import StorageRecord, StorageType, TensorRecord
 from ckptdoctor.formats.sniff import foreign
 from ckptdoctor.formats.source import FileSource, Window, corrupt
-from ckptdoctor.formats.unpickle import Names, unpickle
+from ckptdoctor.formats.unpickle import Names, text, unpickle
 from ckptdoctor.formats.views import element_size
 from ckptdoctor.formats.words import listing, show
 
@@ -74,7 +74,7 @@ class _Tar:
         """A persistent id: ``(class, source file, source)``, or the number of a tensor or storage."""
         if isinstance(pid, tuple) and pid:
             return pid[0]
-        made = self.objects.get(str(pid)) if isinstance(pid, str | int) else None
+        made = self.objects.get(text(pid)) if isinstance(pid, str | int) else None
         if made is None:
             raise pickle.UnpicklingError("it refers to an object that is not in the file")
         return made
@@ -115,17 +115,22 @@ class _Tar:
 
     def _storages(self, window: Window) -> None:
         for _ in range(self._count(window, "storages")):
-            key, device, kind = self._triple(window, "a storage's entry")
+            number, device, kind = self._triple(window, "a storage's entry")
+            key = text(number)
             if not isinstance(kind, StorageType):
                 raise self._bad(f"storage {show(key)!r} is of an unknown type")
             (count,) = struct.unpack("<q", self._bytes(window, 8))
-            record = StorageRecord(str(key), kind.dtype, str(device), max(count, 0))
-            if count < 0 or window.position + record.nbytes > window.end:
+            if not 0 <= count <= self.source.size:
                 raise self._bad(
                     f"storage {show(key)!r} of {count} elements ends outside the file (truncated)"
                 )
-            self.objects[str(key)] = record
-            self.refs[str(key)] = StorageRef(
+            record = StorageRecord(key, kind.dtype, text(device), count)
+            if window.position + record.nbytes > window.end:
+                raise self._bad(
+                    f"storage {show(key)!r} of {count} elements ends outside the file (truncated)"
+                )
+            self.objects[key] = record
+            self.refs[key] = StorageRef(
                 self.source.path, window.position, record.nbytes, record.dtype, record.device
             )
             window.position += record.nbytes
@@ -135,27 +140,29 @@ class _Tar:
         for view in views if isinstance(views, list) else ():
             if not isinstance(view, tuple) or len(view) != 4:
                 raise self._bad("its list of views is malformed")
-            key, root_key, offset, numel = view
-            root = self.objects.get(str(root_key))
+            number, root_key, offset, numel = view
+            key = text(number)
+            root = self.objects.get(text(root_key))
             if not isinstance(root, StorageRecord) or type(offset) is not int or type(numel) is not int:
                 raise self._bad("its list of views is malformed")
             if offset < 0 or numel < 0 or (offset + numel) * element_size(root.dtype) > root.nbytes:
                 raise self._bad(f"view {show(key)!r} ends outside its storage")
-            made = StorageRecord(str(key), root.dtype, root.device, numel)
+            made = StorageRecord(key, root.dtype, root.device, numel)
             made.root = root if root.root is None else root.root
             made.root_offset = root.root_offset + offset
-            self.objects[str(key)] = made
+            self.objects[key] = made
 
     def _tensors(self, window: Window) -> None:
         for _ in range(self._count(window, "tensors")):
-            key, storage_key, _ = self._triple(window, "a tensor's entry")
-            storage = self.objects.get(str(storage_key))
+            number, storage_key, _ = self._triple(window, "a tensor's entry")
+            key = text(number)
+            storage = self.objects.get(text(storage_key))
             (dimensions,) = struct.unpack("<i4x", self._bytes(window, 8))
             if not 0 <= dimensions <= MOST_DIMENSIONS:
                 raise self._bad(f"tensor {show(key)!r} has {dimensions} dimensions")
             numbers = struct.unpack(f"<{2 * dimensions + 1}q", self._bytes(window, 16 * dimensions + 8))
             size, stride = numbers[:dimensions], numbers[dimensions:-1]
-            self.objects[str(key)] = TensorRecord(storage, numbers[-1], size, stride)
+            self.objects[key] = TensorRecord(storage, numbers[-1], size, stride)
 
     def _bytes(self, window: Window, count: int) -> bytes:
         data = window.read(count)

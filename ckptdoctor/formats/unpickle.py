@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copyreg
 import pickle
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 from ckptdoctor.errors import ReadError
 from ckptdoctor.formats.inert import Inert, StorageRecord, StorageType, stand_in
+from ckptdoctor.formats.pickle_scan import Scan
 from ckptdoctor.formats.rebuild import STORAGE_DTYPES, resolve
 from ckptdoctor.formats.source import Window, corrupt
 from ckptdoctor.formats.words import show
@@ -59,9 +57,9 @@ class Storages:
 
     def resolve(self, pid: Any) -> Any:
         """``("storage", type, key, location, numel[, view])`` or ``("module", class, file, source)``."""
-        if type(pid) is tuple and 5 <= len(pid) <= 6 and (pid[0] == "storage" or _text(pid[0]) == "storage"):
+        if type(pid) is tuple and 5 <= len(pid) <= 6 and (pid[0] == "storage" or text(pid[0]) == "storage"):
             return self.get(*pid[1:])
-        if isinstance(pid, tuple) and len(pid) == 4 and _text(pid[0]) == "module":
+        if isinstance(pid, tuple) and len(pid) == 4 and text(pid[0]) == "module":
             return pid[1]
         if isinstance(pid, str) and (found := _TEXT_ID.fullmatch(pid)):
             return self._text_id(*found.groups())
@@ -75,7 +73,7 @@ class Storages:
     def get(self, kind: Any, key: Any, device: Any, numel: Any, view: Any = None) -> StorageRecord:
         """The record of one persistent id; raises UnpicklingError where it is malformed."""
         if type(key) is not str or type(device) is not str:
-            key, device = _text(key), _text(device)
+            key, device = text(key), text(device)
         if type(kind) is not StorageType or type(numel) is not int or not 0 <= numel < MOST_ELEMENTS:
             raise _bad_storage(key, kind)
         record = self.by_key.get(key)
@@ -88,7 +86,7 @@ class Storages:
     def _view(self, root: StorageRecord, view: Any) -> StorageRecord:
         if not (isinstance(view, tuple) and len(view) == 3):
             raise pickle.UnpicklingError(f"malformed view of storage {root.key!r}")
-        key, offset, numel = _text(view[0]), view[1], view[2]
+        key, offset, numel = text(view[0]), view[1], view[2]
         if type(offset) is not int or type(numel) is not int or offset < 0 or numel < 0:
             raise pickle.UnpicklingError(f"malformed view of storage {root.key!r}")
         if offset + numel > root.numel:
@@ -108,11 +106,12 @@ def _bad_storage(key: str, kind: Any) -> pickle.UnpicklingError:
     return pickle.UnpicklingError(f"storage {key!r} is of the unknown type {name!r}")
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A key or location tag as a string; raises UnpicklingError for anything that is none."""
     if isinstance(value, bytes):
         return value.decode("latin1")
     if isinstance(value, int) and not isinstance(value, bool):  # very old files: the address itself
-        return str(value)
+        return str(value) if value.bit_length() <= 64 else "?"
     if not isinstance(value, str):
         raise pickle.UnpicklingError("malformed storage id")
     return value
@@ -142,30 +141,17 @@ class Outside(Protocol):
         """The record for one id; raises UnpicklingError for one that is malformed."""
 
 
-@contextmanager
-def _no_extension_registry() -> Iterator[None]:
-    """EXT opcodes look into a cache of real objects that other code in the process may have filled."""
-    cache: dict[int, Any] = copyreg._extension_cache  # type: ignore[attr-defined]
-    if cache:
-        copyreg.clear_extension_cache()
-    try:
-        yield
-    finally:
-        if cache:
-            copyreg.clear_extension_cache()
-
-
 def unpickle(window: Window, names: Names, outside: Outside, *, path: str, what: str) -> Any:
     """The object of the pickle at `window`, which is moved behind it.
 
     Raises CorruptCheckpointError for anything that is no well-formed pickle.
     """
     start = window.position
+    _scan(window, path, what)
     for encoding in ("utf-8", "latin1"):  # as torch.load; latin1 for what Python 2 wrote
         window.position = start
         try:
-            with _no_extension_registry():
-                return SafeUnpickler(window, names, outside, encoding).load()
+            return SafeUnpickler(window, names, outside, encoding).load()
         except ReadError:
             raise
         except UnicodeDecodeError as error:
@@ -180,6 +166,16 @@ def unpickle(window: Window, names: Names, outside: Outside, *, path: str, what:
         except Exception as error:
             raise corrupt(path, f"{what} is no well-formed pickle ({_reason(error)})", ADVICE) from None
     raise AssertionError
+
+
+def _scan(window: Window, path: str, what: str) -> None:
+    """Refuse what the unpickler would not survive; see `pickle_scan`."""
+    try:
+        Scan(window).run()
+    except EOFError:
+        raise corrupt(path, f"{what} ends in the middle", ADVICE) from None
+    except pickle.UnpicklingError as error:
+        raise corrupt(path, f"{what} is no well-formed pickle ({error})", ADVICE) from None
 
 
 def _reason(error: Exception) -> str:

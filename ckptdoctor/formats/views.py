@@ -69,8 +69,8 @@ class Views:
         dtype = storage.dtype if record.dtype is None else self._dtype(record, key)
         geometry = self.geometry(record.size, record.stride, key)
         offset = record.offset
-        if type(offset) is not int or offset < 0:
-            raise self._bad(key, "begins before its storage")
+        if type(offset) is not int or not 0 <= offset <= LARGEST:
+            raise self._bad(key, "begins outside its storage")
         root = storage
         end = (offset + geometry.extent) * (DTYPE_SIZES.get(dtype) or element_size(dtype))
         if storage.root is not None:
@@ -105,6 +105,8 @@ class Views:
     def geometry(self, size: Any, stride: Any, key: str) -> Geometry:
         """Sizes and strides, checked: non-negative ints, equally many, no overflow."""
         try:
+            sum(size)  # numbers only: hashing anything else may never end
+            sum(stride)
             found = self._geometry.get((size, stride))
         except TypeError:  # lists, or something that is no size at all
             return self._new_geometry(size, stride, key)
@@ -117,7 +119,7 @@ class Views:
         strides = None if stride is None else self._ints(stride, key, "strides")
         if strides is not None and len(strides) != len(shape):
             raise self._bad(key, f"has {len(shape)} sizes and {len(strides)} strides")
-        if prod(n or 1 for n in shape) > LARGEST or max(strides or (0,)) > LARGEST:
+        if prod(n or 1 for n in shape) > LARGEST:
             raise self._bad(key, "has sizes whose product overflows")
         return Geometry(shape, strides)
 
@@ -126,8 +128,8 @@ class Views:
             raise self._bad(key, f"has no readable {what}")
         if not all(type(v) is int for v in values):
             raise self._bad(key, f"has {what} that are no whole numbers")
-        if any(v < 0 for v in values):
-            raise self._bad(key, f"has negative {what} {tuple(values)}")
+        if any(not 0 <= v <= LARGEST for v in values):
+            raise self._bad(key, f"has {what} that are negative or overflow")
         return tuple(values)
 
     def _without_storage(self, record: TensorRecord, key: str, kind: Kind) -> TensorSpec:

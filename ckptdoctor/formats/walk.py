@@ -11,10 +11,14 @@ from typing import Any
 
 from ckptdoctor.formats.harvest import is_module
 from ckptdoctor.formats.inert import Inert, TensorRecord
+from ckptdoctor.formats.source import corrupt
 from ckptdoctor.formats.summaries import is_optimizer, optimizer_words, words
 
 MOST_REST = 200  # entries of one container that are listed one by one
 MOST_ALIASES = 8
+DEEPEST = 1000
+LONGEST_NAME = 200
+ADVICE = "no checkpoint is; get it again from its source"
 _PLAIN = re.compile(r"[\w\-]+", re.ASCII)
 
 Children = list[tuple[str, Any]]
@@ -23,12 +27,13 @@ Children = list[tuple[str, Any]]
 class Place:
     """One container of the file: where it is, what it is, what is below."""
 
-    __slots__ = ("aliases", "envelope", "kind", "node", "parent", "path")
+    __slots__ = ("aliases", "depth", "envelope", "kind", "node", "parent", "path")
 
     def __init__(self, node: Any, path: str, parent: Place | None) -> None:
         self.node = node
         self.path = path
         self.parent = parent
+        self.depth: int = parent.depth + 1 if parent is not None else 0
         self.kind = ""  # "mapping", "list" or "module": a state dict; "optimizer"
         self.envelope = False  # a state dict is somewhere below
         self.aliases: list[str] = []
@@ -43,12 +48,12 @@ class Place:
 
 def join(path: str, name: object) -> str:
     """``join("a", "b") == "a.b"``; a name with other characters is quoted: ``a['x.y']``."""
-    if isinstance(name, str) and _PLAIN.fullmatch(name):
+    if isinstance(name, str) and len(name) < LONGEST_NAME and _PLAIN.fullmatch(name):
         return f"{path}.{name}" if path else name
-    if isinstance(name, int):
+    if isinstance(name, int) and name.bit_length() <= 64:
         return f"{path}[{name}]"
     text = str(name) if isinstance(name, str | float | bool) else type(name).__name__
-    return f"{path}[{text!r}]"
+    return f"{path}[{text if len(text) < LONGEST_NAME else text[:LONGEST_NAME] + '...'!r}]"
 
 
 CONTAINERS = (dict, list, tuple, set, frozenset, Inert)
@@ -100,8 +105,9 @@ def _inside(node: Inert, path: str) -> Iterator[tuple[str, Any]]:
 class Walk:
     """The walk over one file. ``found`` are the places of its state dicts, in order."""
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, file: str) -> None:
         self.root = root
+        self.file = file
         self.places: dict[int, Place] = {}
         self.found: list[Place] = []
         self._maybe: list[Place] = []
@@ -125,6 +131,8 @@ class Walk:
                     self._envelope(parent)
                 continue
             place = self.places[id(node)] = Place(node, path, parent)
+            if place.depth > DEEPEST:
+                raise corrupt(self.file, f"it is nested more than {DEEPEST} levels deep", ADVICE)
             if self._classify(place):
                 inside = [(v, p, place) for p, v in children(node, path, is_container)]
                 stack.extend(reversed(inside))
