@@ -23,8 +23,10 @@ EXACT, ROLE, SLOT, STRUCTURE, ORDINAL, RANK, WORDS, LAST_WORD, ORDER = (
     0.75,
     0.5,
 )
+EXCLUDED = 12.0  # roles that exclude each other: never claimed
 _SOFT = {"side": 3.0, "modality": 3.0, "path": 2.0, "squeeze": 3.0, "branch": 2.0, "reads": 4.0, "ffn": 4.0}
 _LOCAL = 64  # units below an ancestor up to which ranks within it are told
+FEW_WORDS = 0.3
 SHAPE = 1.5  # same shape without turning
 _DECAY = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 
@@ -172,9 +174,10 @@ def _local_ranks(side: Side, sums: dict[tuple[Token, ...], int], size: Counter[t
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Total, the part that does not rest on registration order, and the reasons."""
+    """Total, the total without what speaks against the pair by name alone, and the reasons."""
 
     total: float
+    positive: float
     reasons: tuple[str, ...]
 
 
@@ -195,16 +198,15 @@ def score(a: Side, u: Unit, b: Side, v: Unit) -> Score | None:
     kind_u, kind_v = a.kinds[u.index], b.kinds[v.index]
     if kind_u and kind_v and kind_u != kind_v:
         return None
-    role = _role_score(a, u, b, v, reasons)
+    role, against = _role_score(a, u, b, v, reasons)
     turned = _turned(u, v)
-    if role is None or turned is None:
+    if turned is None:
         return None
-    total += (
-        role - SHAPE * turned + _structure_score(a, u, b, v, reasons) + _ordinal_score(a, u, b, v, reasons)
-    )
+    total += role - SHAPE * turned + _structure_score(a, u, b, v, reasons)
+    total += _ordinal_score(a, u, b, v, reasons, words)
     if a.ordered and b.ordered and a.order_rank[u.index] == b.order_rank[v.index]:
         reasons.append("same place in the order of its shape")
-    return Score(total, tuple(reasons))
+    return Score(total - against, total, tuple(reasons))
 
 
 def _same_numbering(a: Side, b: Side, u: Unit) -> bool:
@@ -236,8 +238,9 @@ def _word_score(bu: dict[Token, float], bv: dict[Token, float]) -> float:
     return WORDS * 2 * common / total if total else 0.0
 
 
-def _role_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float | None:
-    total = 0.0
+def _role_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> tuple[float, float]:
+    """What roles say for the pair, and what they say against it."""
+    total = against = 0.0
     values_u, values_v = a.values[u.index], b.values[v.index]
     for group, value in values_u.items():
         other = values_v.get(group)
@@ -246,10 +249,8 @@ def _role_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float
         if other == value:
             total += ROLE
             reasons.append(f"both are `{value}`")
-        elif group in _SOFT:
-            total -= _SOFT[group]
         else:
-            return None
+            against += _SOFT.get(group, EXCLUDED)
     skip_u, skip_v = "skip" in a.bags[u.index], "skip" in b.bags[v.index]
     if skip_u or skip_v:
         total += ROLE if skip_u == skip_v else -ROLE
@@ -258,10 +259,10 @@ def _role_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float
     slot_u, slot_v = a.slots.get(u.index), b.slots.get(v.index)
     if slot_u and slot_v:
         if slot_u != slot_v:
-            return total - SLOT
+            return total - SLOT, against
         total += SLOT
         reasons.append(f"both are the {slot_u} norm of their block")
-    return total
+    return total, against
 
 
 def _structure_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float:
@@ -291,8 +292,8 @@ def _structure_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> 
     return best
 
 
-def _ordinal_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float:
-    if _counted(u) != _counted(v):
+def _ordinal_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str], words: float) -> float:
+    if _counted(u) != _counted(v) and words < FEW_WORDS:
         return 0.0  # `param_12`: such numbers only count tensors
     local = _local_score(a, u, b, v, reasons)
     ranks_u, ranks_v = a.ranks[u.index], b.ranks[v.index]

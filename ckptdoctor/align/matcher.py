@@ -14,6 +14,7 @@ from ckptdoctor.align.units import Unit
 
 NULL = -0.5  # a pair below this explains less than leaving both out
 SOME = 0.75  # what a forced pair needs while other keys are left over
+HALF = 0.5
 NEIGHBOUR = 1.0
 _LARGE_CLASS = 120
 _SMALL = 1500  # units up to which everything can be matched one by one
@@ -123,7 +124,9 @@ def _match(
             break
         first = second
     final = solve(_with_neighbours(a, b, scores, first), NULL)
-    matching = _result(a, b, edges, final)
+    positive = {pair: s.positive for pair, s in edges.items()}
+    plain = solve(_with_neighbours(a, b, positive, first), NULL)
+    matching = _result(a, b, edges, final, plain)
     _force(matching, a, b, edges)
     if reporter is not None:
         _tell(reporter, matching, a, b, edges)
@@ -253,12 +256,19 @@ def _shared(mine: set[int], theirs: set[int], anchors: dict[int, int]) -> float:
     return sum(t in theirs for t in decided) / len(decided)
 
 
-def _result(a: Side, b: Side, edges: dict[tuple[int, int], Score], solution: Solution) -> Matching:
+def _result(
+    a: Side, b: Side, edges: dict[tuple[int, int], Score], solution: Solution, plain: Solution
+) -> Matching:
+    """Certain is what wins by the margin, and what also wins without the words against its rivals.
+
+    A name that excludes a rival proves little for the pair that is then left.
+    """
     out = Matching()
     partner = {t: s for s, t in solution.pairs.items()}
     for v in b.units:
         s = partner.get(v.index)
-        if s is not None and solution.loss[s] >= MARGIN:
+        sure = s is not None and solution.loss[s] >= MARGIN
+        if sure and s is not None and _stands(plain, s, v.index):
             out.certain[v.index] = s
             out.reasons[v.index] = edges[s, v.index].reasons
         elif s is not None:
@@ -268,6 +278,10 @@ def _result(a: Side, b: Side, edges: dict[tuple[int, int], Score], solution: Sol
     used = set(solution.pairs)
     out.lonely_sources = [u.index for u in a.units if u.index not in used]
     return out
+
+
+def _stands(plain: Solution, s: int, t: int) -> bool:
+    return plain.pairs.get(s) == t and plain.loss[s] >= HALF
 
 
 def _choices(best: int, rivals: list[tuple[int, float]]) -> list[int]:

@@ -151,8 +151,22 @@ def exclusive_values(name: Name) -> dict[str, Token]:
     groups = exclusive_groups()
     found: dict[str, Token] = {}
     for segment in name.concepts:
+        here: dict[str, set[str]] = {}
         for token in segment:
             group = groups.get(token) if isinstance(token, str) else None
-            if group is not None:
-                found[group] = token
+            if group is not None and isinstance(token, str):
+                here.setdefault(group, set()).add(token)
+        for group, values in here.items():
+            whole = _WHOLES.get(frozenset(values)) if len(values) > 1 else next(iter(values))
+            if whole is None:
+                found.pop(group, None)  # several at once say nothing
+            else:
+                found[group] = whole
     return found
+
+
+_WHOLES = {
+    frozenset({"q", "k", "v"}): "qkv",
+    frozenset({"k", "v"}): "kv",
+    frozenset({"gate", "up"}): "gateup",
+}

@@ -19,26 +19,31 @@ def families(state: State) -> None:
     """Some members of a numbered family match while others find no partner: depth or insertion."""
     targets = {u.index: u for u in state.targets}
     sources = {u.index: u for u in state.sources}
-    for s, _, t, _ in state.matching.uneven[:1]:
-        here, there = _alike(state.sources, sources[s]), _alike(state.targets, targets[t])
-        refuse(
-            state,
-            f"the checkpoint has {here} blocks like `{_block(sources[s])}`, the model {there}: another depth "
-            "of the same architecture",
-        )
-        return
+    for s, _, t, _ in state.matching.uneven:
+        here, there = _blocks(state.sources, sources[s]), _blocks(state.targets, targets[t])
+        if here != there:
+            _refuse_depth(state, sources[s], here, there)
+            return
     matched_t = [targets[t] for t in state.matching.certain]
     matched_s = [sources[s] for s in state.matching.certain.values()]
     lonely_t = [u for u in state.targets if u.index not in state.matching.certain]
     lonely_s = _lonely(state.sources, matched_s)
     deep_s = _split_families(lonely_s, matched_s)
-    if deep_s and _whole_blocks(deep_s) and not _paired(state, deep_s):
-        _refuse_depth(state, deep_s, matched_s, "checkpoint", "model")
-        return
     deep_t = _split_families(lonely_t, matched_t)
-    if deep_t and _whole_blocks(deep_t) and _at_the_end(deep_t, matched_t):
-        _refuse_depth(state, deep_t, matched_t, "model", "checkpoint")
-        return
+    for deep, matched, other in ((deep_s, matched_s, matched_t), (deep_t, matched_t, matched_s)):
+        if deep and _whole_blocks(deep) and not _paired(state, deep):
+            if deep is deep_t and not _at_the_end(deep, matched):
+                continue
+            lonely = next(u for u in deep if _block(u))
+            twin = _twin(state, lonely, matched, other)
+            mine, theirs = state.sources, state.targets
+            if deep is deep_s:
+                here, there = _blocks(mine, lonely), _blocks(theirs, twin)
+            else:
+                here, there = _blocks(mine, twin), _blocks(theirs, lonely)
+            if here != there:
+                _refuse_depth(state, lonely, here, there)
+                return
     shared = {_family(u) for u in deep_t}
     partner = {s: t for t, s in state.matching.certain.items()}
     suspects = {u.index for u in matched_t if _family(u) in shared}
@@ -49,8 +54,11 @@ def families(state: State) -> None:
         take_back(state, keys, "some of this numbered family have no partner, so any of them may be meant")
 
 
-def _alike(units: list[Unit], unit: Unit) -> int:
-    return sum(_family(u) == _family(unit) for u in units)
+def _blocks(units: list[Unit], unit: Unit) -> int:
+    """How many blocks the list has to which the unit belongs."""
+    flat = unit.name.flat
+    i = next((i for i, t in enumerate(flat) if isinstance(t, int)), None)
+    return 0 if i is None else len({u.name.flat[i] for u in units if u.name.flat[:i] == flat[:i]})
 
 
 def _lonely(units: list[Unit], matched: list[Unit]) -> list[Unit]:
@@ -91,15 +99,17 @@ def _at_the_end(lonely: list[Unit], matched: list[Unit]) -> bool:
     return all(u.name.numbers > last for u in lonely)
 
 
-def _refuse_depth(state: State, lonely: list[Unit], matched: list[Unit], has: str, lacks: str) -> None:
-    family = Counter(u.name.skeleton for u in lonely).most_common(1)[0][0]
-    more = sum(u.name.skeleton == family for u in lonely)
-    common = sum(u.name.skeleton == family for u in matched)
-    where = _block(next(u for u in lonely if u.name.skeleton == family))
+def _twin(state: State, lonely: Unit, matched: list[Unit], other: list[Unit]) -> Unit:
+    """On the other side, the partner of a matched unit of the same family."""
+    position = next(i for i, u in enumerate(matched) if _family(u) == _family(lonely))
+    return other[position]
+
+
+def _refuse_depth(state: State, unit: Unit, here: int, there: int) -> None:
     refuse(
         state,
-        f"the {has} has {common + more} blocks like `{where}`, the {lacks} {common}: another depth of the "
-        "same architecture",
+        f"the checkpoint has {here} blocks where the model has {there}, those like `{_block(unit)}`: "
+        "another depth of the same architecture",
     )
 
 
