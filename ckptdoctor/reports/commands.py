@@ -22,9 +22,6 @@ def commands(diagnosis: Diagnosis, kwargs: str = "") -> list[tuple[str, str]]:
         if diagnosis.alignment is None:
             return [("next: ", f"ckptdoctor inspect {_quote(diagnosis.archive.path)}")]
         return [_diff(diagnosis)]
-    if diagnosis.alignment is not None and not diagnosis.loaded:
-        # Nothing fits: dozens of flags would answer questions that nobody asked.
-        return [_diff(diagnosis)]
     return _answers(diagnosis, base)
 
 
@@ -42,6 +39,8 @@ def _answers(diagnosis: Diagnosis, base: str) -> list[tuple[str, str]]:
         sure = sure and bool(plain)
         # Several plain flags of one finding belong together; of other kinds one is an example.
         answers += plain or flags[:1]
+    if not answers and not diagnosis.loaded:
+        return [_diff(diagnosis)]
     if not answers:
         return [("next: ", f"ckptdoctor diagnose {base} --expand")]
     command = f"ckptdoctor {'plan' if sure else 'diagnose'} {base} {' '.join(dict.fromkeys(answers))}"

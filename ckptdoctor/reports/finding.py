@@ -32,7 +32,8 @@ def add_diagnostic(page: Page, diagnostic: Diagnostic, options: Options, alike: 
         page.add(
             ("  --> ", "bar"), printable(diagnostic.place), (f"  {printable(diagnostic.place_note)}", "grey")
         )
-    lines = diagnostic.evidence if options.verbose else folded(diagnostic.evidence, alike)
+    lines = paired(diagnostic.evidence, options.width - 7)
+    lines = lines if options.verbose else folded(lines, alike)
     if lines:
         page.add(("   |", "bar"))
         for line in lines:
@@ -47,6 +48,18 @@ def _title(page: Page, diagnostic: Diagnostic, options: Options) -> None:
     page.add((head, diagnostic.severity), (first[len(head) :], "title"))
     for more in rest:
         page.add((f"  {more}", "title"))
+
+
+def paired(lines: Sequence[Line], room: int) -> Sequence[Line]:
+    """Three or more pairs of old and new as a table, a line each, where it is wide enough."""
+    old, new = lines[::2], lines[1::2]
+    table = len(old) > 2 and len(old) == len(new)
+    if not table or {line.mark for line in old} != {"-"} or {line.mark for line in new} != {"+"}:
+        return lines
+    first = max(len(line.text) for line in old)
+    if first + 6 + max(len(line.text) for line in new) > room:
+        return lines
+    return [Line(f"{a.text:{first}}  ->  {b.text}") for a, b in zip(old, new, strict=True)]
 
 
 def folded(lines: Sequence[Line], alike: int) -> list[Line]:

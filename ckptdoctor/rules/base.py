@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ckptdoctor.align.model import Alignment, Question
+from ckptdoctor.align.model import Alignment, Match, Question
 from ckptdoctor.decisions import Decision
 from ckptdoctor.diagnostics import Applicability, Diagnostic, Fix, Help, Line, Severity
 from ckptdoctor.keys import printable
@@ -132,11 +132,15 @@ class Case:
         found = self.alignment.questions if self.alignment is not None else ()
         return [q for q in found if q.kind in kinds]
 
+    @property
+    def matches(self) -> Mapping[str, Match]:
+        """The alignment's matches by model key; none without an alignment."""
+        return self.alignment.matches if self.alignment is not None else {}
+
     @cached_property
     def fits_somewhere(self) -> bool:
         """Whether anything of the checkpoint loads; if not, to keep or drop a part is no answer."""
-        matches = self.alignment.matches.values() if self.alignment is not None else ()
-        return any(m.sources and m.status in ("safe", "unsafe") for m in matches)
+        return any(m.sources and m.status in ("safe", "unsafe") for m in self.matches.values())
 
     def notes(self, *kinds: str) -> tuple[str, ...]:
         """What the questions of these kinds note, each once."""

@@ -10,7 +10,7 @@ from ckptdoctor.keys import printable
 from ckptdoctor.rules.base import Case, Example, Rule
 from ckptdoctor.rules.renames import RenameGroup, rename_groups
 from ckptdoctor.rules.strips import added_segment
-from ckptdoctor.rules.words import columns, count, flag_helps, key_lines, quoted
+from ckptdoctor.rules.words import count, flag_helps, key_lines, quoted
 
 
 def question_helps(question: Question) -> tuple[Help, ...]:
@@ -67,11 +67,7 @@ class RenamedKeys(Rule):
 
 
 def _drawn(groups: Sequence[RenameGroup]) -> list[Line]:
-    """One or two rules as old and new; more as a table, a line each."""
-    texts = [(printable(g.source), printable(g.target)) for g in groups]
-    if len(texts) > 2:
-        return columns([(source, f"->  {target}") for source, target in texts])
-    return [line for source, target in texts for line in (Line(source, "-"), Line(target, "+"))]
+    return [line for g in groups for line in (Line(printable(g.source), "-"), Line(printable(g.target), "+"))]
 
 
 def _fix(groups: Sequence[RenameGroup], n: int) -> str:
@@ -146,7 +142,9 @@ class MissingKeys(Rule):
         n = len(missing)
         helps: tuple[Help, ...] = ()
         if case.fits_somewhere:
-            helps = flag_helps("reinit", missing, case.target.tree.specs, "keep the model's initial values")
+            # A pattern may take in derived buffers: they keep the model's values either way.
+            rest = [t for t, m in case.matches.items() if m.status != "kept"]
+            helps = flag_helps("reinit", missing, rest, "keep the model's initial values")
         known = [h for q in case.questions("missing") for h in question_helps(q)]
         others = [h for h in known if not h.command.startswith("--reinit")]
         return self.finding(

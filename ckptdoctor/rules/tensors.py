@@ -274,9 +274,9 @@ class TiedWeights(Rule):
         if not groups:
             return
         keys = [t for group in groups for t in group]
+        verb = "has" if len(groups) == 1 else "have"
         yield self.finding(
-            f"{count(len(groups), 'tensor')} of the model {'has' if len(groups) == 1 else 'have'} several "
-            "names; the checkpoint has one of them",
+            f"{count(len(groups), 'tensor')} of the model {verb} several names",
             place=case.model_place(keys[0]),
             evidence=[Line(" = ".join(printable(t) for t in g), "+") for g in groups],
             fix=("fill it once and keep the tie", "safe"),

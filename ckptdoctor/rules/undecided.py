@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ckptdoctor.align.model import Match, Question
 from ckptdoctor.diagnostics import Diagnostic, Help, Line
-from ckptdoctor.keys import printable
+from ckptdoctor.keys import printable, skeleton
 from ckptdoctor.rules.base import Case, Example, Rule
 from ckptdoctor.rules.naming import question_helps
 from ckptdoctor.rules.words import count, flag, key_lines
+
+CHOICES = 6  # of one key that are drawn
 
 
 class UndecidedMatch(Rule):
@@ -54,7 +56,8 @@ class UndecidedMatch(Rule):
             yield self.finding(
                 f"{count(n, 'key')} of the model {'has' if n == 1 else 'have'} more than one explanation",
                 place=case.model_place(rest[0].target),
-                evidence=[line for m in rest[:40] for line in choice_lines(m)],
+                evidence=choice_lines(rest),
+                why=_why(rest),
                 helps=_rename_helps(rest[0]),
                 keys=[m.target for m in rest],
             )
@@ -62,7 +65,8 @@ class UndecidedMatch(Rule):
     def _asked(self, case: Case, question: Question) -> Diagnostic:
         assert case.alignment is not None
         matches = [case.alignment.matches[t] for t in question.targets if t in case.alignment.matches]
-        lines = [line for m in matches[:40] if m.choices for line in choice_lines(m)]
+        open_ = [m for m in matches if m.choices]
+        lines = choice_lines(open_)
         if not lines:
             lines = [*key_lines(question.sources, "-"), *key_lines(question.targets, "+")]
         helps = question_helps(question)
@@ -72,20 +76,37 @@ class UndecidedMatch(Rule):
             printable(question.title),
             place=case.model_place(question.targets[0] if question.targets else ""),
             evidence=lines,
+            why=_why(open_),
             notes=[printable(n) for n in question.notes],
             helps=helps,
             keys=question.targets,
         )
 
 
-def choice_lines(match: Match) -> list[Line]:
-    """The model key and each choice for it."""
-    lines = [Line(printable(match.target), "+")]
-    for choice in match.choices[:6]:
-        ops = f"  through {printable(', '.join(choice.ops))}" if choice.ops else ""
-        why = f"   ({printable(choice.why)})" if choice.why else ""
-        lines.append(Line(f"{printable(' + '.join(choice.sources))}{ops}{why}", "-"))
+def choice_lines(matches: Sequence[Match]) -> list[Line]:
+    """Model keys and the choices for them; keys that differ in numbers only are folded together."""
+    groups: dict[tuple[object, ...], list[Match]] = {}
+    for match in matches:
+        shape = tuple((tuple(skeleton(s) for s in c.sources), c.ops) for c in match.choices)
+        groups.setdefault((skeleton(match.target), shape), []).append(match)
+    lines: list[Line] = []
+    for members in groups.values():
+        lines += key_lines([m.target for m in members], "+")
+        for n, choice in enumerate(members[0].choices[:CHOICES]):
+            ops = f"  through {printable(', '.join(choice.ops))}" if choice.ops else ""
+            columns = zip(*(m.choices[n].sources for m in members), strict=True)
+            texts = [" ".join(line.text for line in key_lines(dict.fromkeys(c))) for c in columns]
+            lines.append(Line(" + ".join(texts) + ops, "-"))
+        more = len(members[0].choices) - CHOICES
+        if more > 0:
+            lines.append(Line(f"or {count(more, 'other')}", "-"))
     return lines
+
+
+def _why(matches: Sequence[Match]) -> str:
+    """What the choices rest on, when it is the same for all."""
+    reasons = {c.why for m in matches for c in m.choices}
+    return printable(reasons.pop()) if len(reasons) == 1 else ""
 
 
 def _rename_helps(match: Match) -> tuple[Help, ...]:

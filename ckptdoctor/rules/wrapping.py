@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from ckptdoctor.align.model import Strip
@@ -168,18 +169,24 @@ class EnvelopeChoice(Rule):
         """Word the open question of the choice of a state dict."""
         questions = ([case.question] if case.question is not None else []) + case.questions("envelope")
         for question in questions:
-            paths = list(question.sources) or _paths(case)
-            trees = {sd.path: sd.tree for sd in case.archive.state_dicts}
-            lines = columns([(printable(p), tree_words(trees[p])) for p in paths if p in trees], "-")
-            helps = [Help(f"--{f}" if not f.startswith("-") else f, w) for f, w in question.flags]
-            helps = helps or [Help(flag("choose", p), f"use the state dict at {printable(p)}") for p in paths]
+            flags = question.flags or [(flag("choose", p), f"load `{p}`") for p in question.sources]
             yield self.finding(
                 printable(question.title),
                 place=(case.file, case.archive.description),
-                evidence=lines,
-                notes=question.notes,
-                helps=helps,
+                evidence=columns([_choice(case, f) for f, _ in flags], "-"),
+                notes=[printable(n) for n in question.notes],
+                helps=[Help(printable(f), printable(words)) for f, words in flags],
             )
+
+
+def _choice(case: Case, chosen: str) -> tuple[str, str]:
+    """What `--choose PATH` would take: a state dict of the file, or the keys below a prefix."""
+    path = shlex.split(chosen)[-1]
+    trees = {sd.path: sd.tree for sd in case.archive.state_dicts}
+    if path in trees:
+        return printable(path), tree_words(trees[path])
+    below = [k for k in case.source.specs if k.startswith(f"{path}.")] if case.source is not None else []
+    return printable(f"{path}.**"), count(len(below), "key")
 
 
 class ModelIsWrapped(Rule):
