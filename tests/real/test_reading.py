@@ -164,3 +164,10 @@ def test_a_real_file_cut_short_is_refused(real: Real, name: str, tmp_path: Path,
         done = cli("inspect", tmp_path / "cut.pth")
         assert done.returncode == 2, size
         assert "cut.pth" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", [*BARE, *CHGNET.values(), *STEGANOGAN])
+def test_all_bytes_of_a_real_file_are_sound(real: Real, name: str, cli: Run) -> None:
+    quick, deep = cli("inspect", real(name)), cli("inspect", real(name), "--deep")
+    assert deep.returncode == quick.returncode, deep.stderr
+    assert deep.stdout == quick.stdout
