@@ -174,7 +174,9 @@ class _Expander:
         for number, step in enumerate(self.plan.step):
             if isinstance(step, Place):
                 tags = set(step.devices)
-                self.counts[number] = sum(s.device in tags for s in self.source.specs.values())
+                found = sum(s.device in tags for s in self.source.specs.values())
+                # Device tags are no part of a tree: the same checkpoint saved again from the CPU has none.
+                self.counts[number] = found or step.keys
 
     def unused(self, carried: Carried) -> dict[str, str]:
         unused: dict[str, str] = {}

@@ -178,7 +178,10 @@ class Cast(_Step):
 
 
 class Place(_Step):
-    """Tensors were saved on these devices; they end where the model is. ``keys`` counts checkpoint keys."""
+    """Tensors were saved on these devices; they end where the model is. ``keys`` counts checkpoint keys.
+
+    Devices are no part of a tree's digest: a file with the same tree and without these tags fits as well.
+    """
 
     op: Literal["place"] = "place"
     devices: Annotated[tuple[Text, ...], Field(min_length=1)]
