@@ -1,0 +1,324 @@
+"""A look at a pickle's opcodes before the unpickler sees them, for what it cannot survive.
+
+The C unpickler trusts three things: a memo index (it allocates and clears that many slots), the hash
+of a dict key (tuples nested deep crash it, tuples that repeat each other take forever) and the
+process-wide extension registry. None of them is of use to a checkpoint. The scan walks the opcodes
+with a stack of weights: how many objects hashing each one would visit.
+
+The opcodes are those of ``Lib/pickletools.py``. Tensor records as ``torch.save`` writes them are
+skipped by one regular expression, which makes the scan cheap.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable
+
+from ckptdoctor.formats.source import Window
+
+BLOCK = 1 << 18
+MARGIN = 1 << 12  # opcodes, their arguments and records end within this (long strings are stepped over)
+HEAVIEST_KEY = 4000
+ENOUGH = 1 << 40
+RECORD_WEIGHT = 64  # more than any tuple inside a tensor record weighs
+LONGEST_LINE = 1 << 24
+MARK = -1
+
+
+def _record(bound: int) -> re.Pattern[bytes]:
+    """One rebuilt tensor of known shape, without the byte of MEMOIZE inside an argument.
+
+    Memo indices are below ``bound`` (rounded up to a multiple of 65,536).
+    """
+    get, integer = rb"(?:h[^\x94]|j[^\x94]{4})", rb"(?:K[^\x94]|M[^\x94]{2}|J[^\x94]{4})"
+    third, fourth = min(bound >> 16, 0xFF), bound >> 24
+    high = b"[\\x%02x-\\x%02x]"
+    put = rb"(?:q[^\x94]|r[^\x94]{2}" + high % (0, third) + high % (0, fourth) + rb"|\x94)?"
+    text = b"|".join(rb"X\x%02x\0\0\0[^\x94]{%d}|\x8c\x%02x[^\x94]{%d}" % (n, n, n, n) for n in range(1, 9))
+    size = rb"(?:\)|I\x85|II\x86|III\x87|\(I{0,12}t|G)P".replace(b"I", integer)
+    shape = b"(?:" + get + b"|(?:" + text + b")P)"
+    whole = rb"G\(\(GG" + shape + shape + rb"ItPQPI" + size + size + rb"[\x88\x89]G\)RPG?tPRP"
+    whole = whole.replace(integer, b"I").replace(b"I", integer)
+    return re.compile(whole.replace(b"G", get).replace(b"P", put), re.S)
+
+
+class Scan:
+    """One pass over the pickle at a window's position. `run` raises UnpicklingError, EOFError or returns."""
+
+    def __init__(self, window: Window) -> None:
+        self._read_at = window.read_at
+        self._start = self._base = window.position
+        self._end = window.end
+        self._data = b""
+        self._at = 0  # within _data
+        self._stop = 0  # refill from here on
+        self._stack: list[int] = []
+        self._memo: dict[int, int] = {}
+        self._puts = self._memoized = False
+        self._count = 0
+        self._bound = 1 << 19
+        self._skip = _record(self._bound * 2)
+
+    def run(self) -> None:
+        """Walk to STOP."""
+        while True:
+            if self._at >= self._stop:
+                self._refill()
+            op = self._data[self._at]
+            if op in _GETS:
+                found = self._skip.match(self._data, self._at)
+                if found is not None:
+                    self._record_skipped(found)
+                    continue
+            self._at += 1
+            handler = _HANDLERS[op]
+            if handler is None:
+                if op == _STOP:
+                    return
+                raise pickle.UnpicklingError(f"opcode {op:#04x} is unknown, or is none that a file may use")
+            handler(self, op)
+
+    def _refill(self) -> None:
+        position = self._base + self._at
+        self._data = (
+            self._read_at(position, min(BLOCK, self._end - position)) if position < self._end else b""
+        )
+        if not self._data:
+            raise EOFError
+        self._base, self._at = position, 0
+        last = position + len(self._data) >= self._end
+        self._stop = len(self._data) - (0 if last else MARGIN)
+        if self._stop <= 0:  # a short read in the middle of the file
+            self._stop = len(self._data)
+        if position - self._start > self._bound:
+            self._bound = 2 * (position - self._start)
+            self._skip = _record(self._bound * 2)
+
+    def _record_skipped(self, found: re.Match[bytes]) -> None:
+        self._at = found.end()
+        self._stack.append(1)
+        memoized = found[0].count(b"\x94")
+        if memoized:
+            self._count += memoized
+            self._memoized = True
+        else:
+            self._puts = True
+        self._one_way()
+
+    def _one_way(self) -> None:
+        if self._puts and self._memoized:
+            raise pickle.UnpicklingError("it numbers its memo in two ways")
+
+    def _take(self, count: int) -> int:
+        """The next `count` bytes as a little-endian number."""
+        raw = self._data[self._at : self._at + count]
+        if len(raw) < count:
+            raw = self._read_at(self._base + self._at, count)
+            if len(raw) < count:
+                raise EOFError
+        self._at += count
+        return int.from_bytes(raw, "little")
+
+    def _step_over(self, count: int) -> None:
+        if self._base + self._at + count > self._end:
+            raise EOFError
+        self._at += count
+
+    def _line(self) -> bytes:
+        found = self._data.find(b"\n", self._at)
+        length = BLOCK
+        while found < 0:
+            position = self._base + self._at
+            length = min(2 * length, self._end - position)
+            self._data, self._base, self._at = self._read_at(position, length), position, 0
+            self._stop = max(1, len(self._data) - MARGIN)
+            found = self._data.find(b"\n")
+            if found < 0 and (length >= self._end - position or length > LONGEST_LINE):
+                raise EOFError
+        line = self._data[self._at : found]
+        self._at = found + 1
+        return line
+
+    def _index(self) -> int:
+        try:
+            return int(self._line()[:20])
+        except ValueError:
+            raise pickle.UnpicklingError("a memo index is no number") from None
+
+    def _pop(self, count: int) -> int:
+        """Remove that many; the sum of their weights."""
+        if len(self._stack) < count:
+            raise pickle.UnpicklingError("it takes more from its stack than there is")
+        taken = self._stack[len(self._stack) - count :]
+        del self._stack[len(self._stack) - count :]
+        if MARK in taken:
+            raise pickle.UnpicklingError("it takes a mark for an object")
+        return sum(taken)
+
+    def _to_mark(self) -> list[int]:
+        """Remove everything down to the last mark, and that; what it was, in order."""
+        stack = self._stack
+        at = len(stack) - 1
+        while at >= 0 and stack[at] != MARK:
+            at -= 1
+        if at < 0:
+            raise pickle.UnpicklingError("a mark is missing")
+        taken = stack[at + 1 :]
+        del stack[at:]
+        return taken
+
+    def _push(self, weight: int) -> None:
+        self._stack.append(min(weight, ENOUGH))
+
+    def _hash(self, weights: list[int]) -> None:
+        if weights and max(weights) > HEAVIEST_KEY:
+            raise pickle.UnpicklingError("a dict key or set member is too large to be one")
+
+    # One method per way in which opcodes use the stack.
+
+    def on_push(self, op: int) -> None:
+        """An object of its own, with an argument of fixed size."""
+        self._step_over(_FIXED.get(op, 0))
+        self._stack.append(1)
+
+    def on_sized(self, op: int) -> None:
+        """An object with a length in front."""
+        self._step_over(self._take(_SIZED[op]))
+        self._stack.append(1)
+
+    def on_line(self, op: int) -> None:
+        """An object as text; a global takes two lines."""
+        self._line()
+        if op == ord("c"):
+            self._line()
+        self._stack.append(1)
+
+    def on_nothing(self, op: int) -> None:
+        """PROTO, FRAME and BUILD's state."""
+        self._step_over(_FIXED.get(op, 0))
+        if op in b"ab":
+            self._pop(1)
+
+    def on_mark(self, op: int) -> None:
+        """MARK."""
+        self._stack.append(MARK)
+
+    def on_tuple(self, op: int) -> None:
+        """TUPLE1 to TUPLE3."""
+        self._push(1 + self._pop(op - 0x84))
+
+    def on_tuple_to_mark(self, op: int) -> None:
+        """TUPLE, OBJ and INST."""
+        if op == ord("i"):
+            self._line()
+            self._line()
+        self._push(1 + sum(self._to_mark()))
+
+    def on_list(self, op: int) -> None:
+        """LIST, APPENDS and POP_MARK: nothing is hashed."""
+        self._to_mark()
+        if op == ord("l"):
+            self._stack.append(1)
+
+    def on_items(self, op: int) -> None:
+        """DICT and SETITEMS: every other object is a key."""
+        self._hash(self._to_mark()[::2])
+        if op == ord("d"):
+            self._stack.append(1)
+
+    def on_item(self, op: int) -> None:
+        """SETITEM."""
+        self._hash(self._stack[-2:-1])
+        self._pop(2)
+
+    def on_set(self, op: int) -> None:
+        """ADDITEMS and FROZENSET."""
+        members = self._to_mark()
+        self._hash(members)
+        if op == 0x91:
+            self._push(1 + sum(members))
+
+    def on_call(self, op: int) -> None:
+        """REDUCE, NEWOBJ, NEWOBJ_EX, STACK_GLOBAL, BINPERSID: what is made is no heavier than its parts."""
+        self._push(self._pop(_CALLS[op]))
+
+    def on_pop(self, op: int) -> None:
+        """POP takes a mark too."""
+        if not self._stack:
+            raise pickle.UnpicklingError("it takes more from its stack than there is")
+        self._stack.pop()
+
+    def on_dup(self, op: int) -> None:
+        """DUP."""
+        if not self._stack or self._stack[-1] == MARK:
+            raise pickle.UnpicklingError("it doubles what is not there")
+        self._stack.append(self._stack[-1])
+
+    def on_put(self, op: int) -> None:
+        """PUT, BINPUT, LONG_BINPUT: an index far beyond the pickle's own length is a trap."""
+        index = self._index() if op == ord("p") else self._take(_FIXED[op])
+        if not 0 <= index <= max(1 << 20, 2 * (self._base + self._at - self._start)):
+            raise pickle.UnpicklingError(f"memo index {index} is out of all proportion")
+        self._puts = True
+        self._remember(index)
+
+    def on_memoize(self, op: int) -> None:
+        """MEMOIZE: the next index."""
+        self._memoized = True
+        self._remember(self._count)
+        self._count += 1
+
+    def _remember(self, index: int) -> None:
+        self._one_way()
+        if not self._stack or self._stack[-1] == MARK:
+            raise pickle.UnpicklingError("it remembers what is not there")
+        self._memo[index] = self._stack[-1]
+
+    def on_get(self, op: int) -> None:
+        """GET, BINGET, LONG_BINGET."""
+        index = self._index() if op == ord("g") else self._take(_FIXED[op])
+        self._stack.append(self._memo.get(index, RECORD_WEIGHT))
+
+
+_GETS = frozenset(b"hj")
+_STOP = ord(".")
+_FIXED = {
+    ord("K"): 1, ord("M"): 2, ord("J"): 4, ord("G"): 8, ord("h"): 1, ord("j"): 4, ord("q"): 1, ord("r"): 4,
+    0x80: 1, 0x95: 8,
+}  # fmt: skip
+_SIZED = {
+    ord("X"): 4, 0x8C: 1, 0x8D: 8, ord("T"): 4, ord("U"): 1, ord("B"): 4, ord("C"): 1, 0x8E: 8, 0x96: 8,
+    0x8A: 1, 0x8B: 4,
+}  # fmt: skip
+_CALLS = {ord("R"): 2, 0x81: 2, 0x92: 3, 0x93: 2, ord("Q"): 1}
+
+
+def _handlers() -> list[Callable[[Scan, int], None] | None]:
+    by_method: dict[Callable[[Scan, int], None], bytes] = {
+        Scan.on_push: b"KMJGN\x88\x89]}\x8f)",
+        Scan.on_sized: bytes(_SIZED),
+        Scan.on_line: b"ILFSVPc",
+        Scan.on_nothing: b"\x80\x95ab",
+        Scan.on_mark: b"(",
+        Scan.on_tuple: b"\x85\x86\x87",
+        Scan.on_tuple_to_mark: b"toi",
+        Scan.on_list: b"le1",
+        Scan.on_items: b"du",
+        Scan.on_item: b"s",
+        Scan.on_set: b"\x90\x91",
+        Scan.on_call: bytes(_CALLS),
+        Scan.on_pop: b"0",
+        Scan.on_dup: b"2",
+        Scan.on_put: b"pqr",
+        Scan.on_memoize: b"\x94",
+        Scan.on_get: b"ghj",
+    }
+    table: list[Callable[[Scan, int], None] | None] = [None] * 256
+    for method, ops in by_method.items():
+        for op in ops:
+            table[op] = method
+    return table
+
+
+_HANDLERS = _handlers()
