@@ -15,6 +15,7 @@ from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.errors import DecisionError, IncompatibleError, PlanError, UndecidedError
 from ckptdoctor.keys import PatternError, matches, printable
 from ckptdoctor.rules import Case, narrate
+from ckptdoctor.rules.words import shell_words
 from ckptdoctor.trees import ParamTree
 
 if TYPE_CHECKING:
@@ -153,9 +154,7 @@ def percent(share: float) -> str:
 
 def python_form(command: str) -> str:
     """A flag as the ``decisions=`` argument: ``--reinit 'fc.**'`` is ``decisions=["reinit=fc.**"]``."""
-    import shlex
-
-    words = shlex.split(command)
+    words = shell_words(command)
     texts = [
         f"{words[i][2:]}={words[i + 1]}" for i in range(0, len(words) - 1, 2) if words[i].startswith("--")
     ]

@@ -92,7 +92,7 @@ class DuplicateKeys(Rule):
         """One finding a duplicate."""
         for question in case.questions("duplicate"):
             keys = question.sources
-            helps = question_helps(question)
+            helps = question_helps(case, question)
             if not helps and case.source is not None:
                 helps = flag_helps("drop", keys[:1], case.source.specs, "leave this one unused")
             yield self.finding(

@@ -6,18 +6,23 @@ from collections.abc import Iterator, Sequence
 
 from ckptdoctor.align.model import Question
 from ckptdoctor.diagnostics import Applicability, Diagnostic, Help, Line
-from ckptdoctor.keys import printable
+from ckptdoctor.keys import matches, printable
 from ckptdoctor.rules.base import Case, Example, Rule
 from ckptdoctor.rules.renames import RenameGroup, rename_groups
 from ckptdoctor.rules.strips import added_segment
-from ckptdoctor.rules.words import count, flag_helps, key_lines, quoted
+from ckptdoctor.rules.words import count, flag_helps, key_lines, quoted, shell_words
 
 
-def question_helps(question: Question) -> tuple[Help, ...]:
-    """The flags that answer a question, as lines that can be pasted."""
-    return tuple(
-        Help(printable(f if f.startswith("-") else f"--{f}"), printable(words)) for f, words in question.flags
-    )
+def question_helps(case: Case, question: Question) -> tuple[Help, ...]:
+    """The flags that answer a question; those that fit nothing in the checkpoint are left out."""
+    return tuple(Help(printable(f), printable(words)) for f, words in question.flags if _fits(case, f))
+
+
+def _fits(case: Case, answer: str) -> bool:
+    words = shell_words(answer)
+    if words[:1] != ["--drop"] or case.source is None:
+        return bool(words)
+    return all(any(matches(pattern, key) for key in case.source.specs) for pattern in words[1::2])
 
 
 class RenamedKeys(Rule):
@@ -145,7 +150,7 @@ class MissingKeys(Rule):
             # A pattern may take in derived buffers: they keep the model's values either way.
             rest = [t for t, m in case.matches.items() if m.status != "kept"]
             helps = flag_helps("reinit", missing, rest, "keep the model's initial values")
-        known = [h for q in case.questions("missing") for h in question_helps(q)]
+        known = [h for q in case.questions("missing") for h in question_helps(case, q)]
         others = [h for h in known if not h.command.startswith("--reinit")]
         return self.finding(
             f"{count(n, 'key')} of the model {'is' if n == 1 else 'are'} not in the checkpoint",

@@ -57,7 +57,7 @@ class ShapeMismatch(Rule):
         targets = [t for _, t in pairs]
         known = [q for q in case.questions("shape") if set(q.targets) & set(targets)]
         reinit = flag_helps("reinit", targets, target.specs, "keep the model's initial values")
-        others = (h for q in known for h in question_helps(q) if not h.command.startswith("--reinit"))
+        others = (h for q in known for h in question_helps(case, q) if not h.command.startswith("--reinit"))
         helps = {h.command: h for h in (*reinit, *others)}
         return self.finding(
             _shape_title(source, target, module, pairs),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ckptdoctor.align.model import Match, Question
+from ckptdoctor.align.model import Choice, Match, Question
 from ckptdoctor.diagnostics import Diagnostic, Help, Line
-from ckptdoctor.keys import printable, skeleton
+from ckptdoctor.keys import natural_key, numbers, printable, skeleton
 from ckptdoctor.rules.base import Case, Example, Rule
 from ckptdoctor.rules.naming import question_helps
 from ckptdoctor.rules.words import count, flag, key_lines
@@ -69,7 +69,7 @@ class UndecidedMatch(Rule):
         lines = choice_lines(open_)
         if not lines:
             lines = [*key_lines(question.sources, "-"), *key_lines(question.targets, "+")]
-        helps = question_helps(question)
+        helps = question_helps(case, question)
         if not helps and matches:
             helps = _rename_helps(matches[0])
         return self.finding(
@@ -84,23 +84,72 @@ class UndecidedMatch(Rule):
 
 
 def choice_lines(matches: Sequence[Match]) -> list[Line]:
-    """Model keys and the choices for them; keys that differ in numbers only are folded together."""
-    groups: dict[tuple[object, ...], list[Match]] = {}
-    for match in matches:
-        shape = tuple((tuple(skeleton(s) for s in c.sources), c.ops) for c in match.choices)
-        groups.setdefault((skeleton(match.target), shape), []).append(match)
+    """Model keys and the choices for them.
+
+    Keys with the same choices stand together, and so do keys that differ from their choices' keys in the
+    same way (block 0 of the one in block 0 of the other, block 1 in block 1, ...).
+    """
     lines: list[Line] = []
-    for members in groups.values():
+    for members in _grouped(matches):
         lines += key_lines([m.target for m in members], "+")
-        for n, choice in enumerate(members[0].choices[:CHOICES]):
-            ops = f"  through {printable(', '.join(choice.ops))}" if choice.ops else ""
-            columns = zip(*(m.choices[n].sources for m in members), strict=True)
-            texts = [" ".join(line.text for line in key_lines(dict.fromkeys(c))) for c in columns]
-            lines.append(Line(" + ".join(texts) + ops, "-"))
-        more = len(members[0].choices) - CHOICES
-        if more > 0:
-            lines.append(Line(f"or {count(more, 'other')}", "-"))
+        ways = _ways(members)
+        for n, (sources, ops) in enumerate(ways.items()):
+            if n == CHOICES:
+                lines.append(Line(f"or {count(len(ways) - n, 'other')}", "-"))
+                break
+            lines.append(Line(sources + _through(ops), "-"))
     return lines
+
+
+def _grouped(matches: Sequence[Match]) -> list[list[Match]]:
+    pools: dict[object, list[Match]] = {}
+    for match in matches:
+        pools.setdefault((skeleton(match.target), frozenset(match.choices)), []).append(match)
+    families: dict[object, list[Match]] = {}
+    for members in pools.values():
+        alike = frozenset(
+            (skeleton(m.target), tuple(_relative(m.target, c) for c in _sorted(m))) for m in members
+        )
+        families.setdefault(alike, []).extend(members)
+    return list(families.values())
+
+
+def _sorted(match: Match) -> list[Choice]:
+    """The choices in an order that does not depend on how they were found."""
+    return sorted(match.choices, key=lambda c: ([natural_key(s) for s in c.sources], c.ops))
+
+
+def _relative(target: str, choice: Choice) -> tuple[object, ...]:
+    """A choice with the numbers of its keys as those of the model key, so that blocks compare equal."""
+    own = numbers(target)
+    out: list[object] = [choice.ops]
+    for source in choice.sources:
+        found = numbers(source)
+        if len(found) == len(own):
+            out.append((skeleton(source), tuple(a - b for a, b in zip(found, own, strict=True))))
+        else:
+            places = tuple(("as", own.index(n)) if n in own else ("is", n) for n in found)
+            out.append((skeleton(source), places))
+    return tuple(out)
+
+
+def _ways(members: Sequence[Match]) -> dict[str, list[tuple[str, ...]]]:
+    """Source keys as text -> the op chains through which they could fill the members."""
+    rows = [_sorted(m) for m in members]
+    ways: dict[str, list[tuple[str, ...]]] = {}
+    for n, choice in enumerate(rows[0]):
+        if all(row[n].sources == choice.sources for row in rows):
+            texts = [printable(s) for s in choice.sources]
+        else:
+            columns = zip(*(row[n].sources for row in rows), strict=True)
+            texts = [" ".join(line.text for line in key_lines(dict.fromkeys(c))) for c in columns]
+        ways.setdefault(" + ".join(texts), []).append(choice.ops)
+    return ways
+
+
+def _through(chains: Sequence[tuple[str, ...]]) -> str:
+    words = [f"through {printable(', '.join(ops))}" if ops else "as it is" for ops in chains]
+    return "" if words == ["as it is"] else "   " + " or ".join(words)
 
 
 def _why(matches: Sequence[Match]) -> str:

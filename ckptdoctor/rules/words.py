@@ -62,6 +62,14 @@ def flag(option: str, value: str) -> str:
     return f"--{option} {shlex.quote(printable(value))}"
 
 
+def shell_words(text: str) -> list[str]:
+    """The words of a command line as a shell splits them; none when it could not (an odd quote)."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return []
+
+
 def key_lines(
     keys: Iterable[str], mark: str = " ", specs: Mapping[str, TensorSpec] | None = None
 ) -> tuple[Line, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 
 from ckptdoctor.align.model import Strip
@@ -10,7 +9,7 @@ from ckptdoctor.diagnostics import Diagnostic, Help, Line
 from ckptdoctor.keys import printable
 from ckptdoctor.rules.base import Case, Example, Rule
 from ckptdoctor.rules.strips import added_segment, column, strip_names
-from ckptdoctor.rules.words import columns, count, flag, quoted, tree_words
+from ckptdoctor.rules.words import columns, count, flag, quoted, shell_words, tree_words
 
 SHOWN = 64  # columns of an example key
 
@@ -169,7 +168,8 @@ class EnvelopeChoice(Rule):
         """Word the open question of the choice of a state dict."""
         questions = ([case.question] if case.question is not None else []) + case.questions("envelope")
         for question in questions:
-            flags = question.flags or [(flag("choose", p), f"load `{p}`") for p in question.sources]
+            flags = [(f, w) for f, w in question.flags if shell_words(f)]
+            flags = flags or [(flag("choose", p), f"load `{p}`") for p in question.sources]
             yield self.finding(
                 printable(question.title),
                 place=(case.file, case.archive.description),
@@ -181,7 +181,7 @@ class EnvelopeChoice(Rule):
 
 def _choice(case: Case, chosen: str) -> tuple[str, str]:
     """What `--choose PATH` would take: a state dict of the file, or the keys below a prefix."""
-    path = shlex.split(chosen)[-1]
+    path = shell_words(chosen)[-1]
     trees = {sd.path: sd.tree for sd in case.archive.state_dicts}
     if path in trees:
         return printable(path), tree_words(trees[path])
