@@ -9,7 +9,7 @@ REAL := .cache/real
 TESTS ?= tests
 WORKERS ?= 2
 
-.PHONY: help setup real test lint format demo clean
+.PHONY: help setup real test lint format bench demo clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ lint: $(READY)  ## formatting, style, types, layers
 format: $(READY)  ## rewrite files as ruff wants them
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+bench: $(READY)  ## the matching engine and four baselines on cases with known truth
+	$(BIN)/python benchmarks/matching.py fixtures/cases --mutations 1000
 
 demo: $(REAL)/.ready  ## a real checkpoint, broken, diagnosed, repaired and loaded
 	$(BIN)/python demo/demo.py
