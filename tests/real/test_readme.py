@@ -2,7 +2,8 @@
 
 In a fence marked `console`, a line that begins with `$ ` is a command and the lines below are what it prints;
 `...` stands for any text of a line or, alone, for any lines. Fences marked `python` are run, those of one
-document in one namespace. `UPDATE_DOCS=1 pytest tests/real/test_readme.py` writes what is printed now into the documents.
+document in one namespace. `UPDATE_DOCS=1 pytest tests/real/test_readme.py` writes what is printed now into
+them.
 """
 
 import os
