@@ -48,12 +48,14 @@ def apply_to_model(
 
     Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
     """
-    casts: dict[str, tuple[str, CastClass]] = {}
+    receipts = []
 
     def check(before: Callable[[str], Tensor | None]) -> None:
+        # The receipt is made here, so that nothing can fail once the model keeps its new values.
         again = fresh() if fresh is not None else reader
-        found = verify_model(expansion, again, model, ties=target_tree.ties, before=before, accept=accept)
-        casts.update(found)
+        casts = verify_model(expansion, again, model, ties=target_tree.ties, before=before, accept=accept)
+        entries = _entries(expansion, target_tree, casts)
+        receipts.append(Receipt(source, state_dict, target, entries=entries, unused=dict(expansion.unused)))
 
     run_on_model(
         expansion,
@@ -64,13 +66,7 @@ def apply_to_model(
         source_versions=source_versions,
         on_tensor=on_tensor,
     )
-    return Receipt(
-        source=source,
-        state_dict=state_dict,
-        target=target,
-        entries=_entries(expansion, target_tree, casts),
-        unused=dict(expansion.unused),
-    )
+    return receipts[0]
 
 
 def apply_to_file(
@@ -100,25 +96,20 @@ def apply_to_file(
     """
     path = Path(out)
     check_out(path, fmt)
-    casts: dict[str, tuple[str, CastClass]] = {}
+    receipts = []
     values = file_values(
         expansion, reader, target_tree, initial=initial, source_versions=source_versions, on_tensor=on_tensor
     )
 
     def check(written: Path) -> None:
         again = fresh() if fresh is not None else reader
-        casts.update(verify_file(expansion, again, written, target_tree, initial=initial, accept=accept))
+        casts = verify_file(expansion, again, written, target_tree, initial=initial, accept=accept)
+        entries = _entries(expansion, target_tree, casts)
+        notes = (f"{out} replaced the file that was read",) if _same_file(source, path) else ()
+        receipts.append(Receipt(source, state_dict, target, str(out), entries, dict(expansion.unused), notes))
 
     write_state_dict(values, path, fmt=fmt, check=check)
-    return Receipt(
-        source=source,
-        state_dict=state_dict,
-        target=target,
-        out=str(out),
-        entries=_entries(expansion, target_tree, casts),
-        unused=dict(expansion.unused),
-        notes=(f"{out} replaced the file that was read",) if _same_file(source, path) else (),
-    )
+    return receipts[0]
 
 
 def needs_model(expansion: Expansion, target_tree: ParamTree) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ckptdoctor.apply.transaction import Transaction
+from ckptdoctor.apply.transaction import Transaction, uninterrupted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,20 +48,20 @@ def _like(tensor: Tensor, data: Tensor) -> Tensor:
 
 
 def _become(model: nn.Module, old: Tensor, new: Tensor, transaction: Transaction) -> None:
+    transaction.on_rollback(lambda: None if old.is_meta else _swap(old, new))  # noted before it is done
     try:
         _swap(old, new)
     except RuntimeError:  # something holds a weak reference, or a view of it
-        _replace(model, old, new)
         transaction.on_rollback(lambda: _replace(model, new, old))
-    else:
-        transaction.on_rollback(lambda: _swap(old, new))
+        _replace(model, old, new)
 
 
 def _swap(a: Tensor, b: Tensor) -> None:
     import torch
 
     swap: Callable[[Tensor, Tensor], None] = torch.utils.swap_tensors
-    swap(a, b)
+    with uninterrupted():  # it exchanges class, attributes and memory one after the other
+        swap(a, b)
 
 
 def _replace(model: nn.Module, old: Tensor, new: Tensor) -> None:

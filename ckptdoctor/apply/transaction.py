@@ -87,7 +87,11 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     pending: list[tuple[int, FrameType | None]] = []
-    old = signal.signal(signal.SIGINT, lambda number, frame: pending.append((number, frame)))
+    old = signal.getsignal(signal.SIGINT)
+    if old is None:  # a handler that is not Python's; nothing of ours will be raised
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: pending.append((number, frame)))
     try:
         yield
     finally:
