@@ -41,28 +41,41 @@ def part_sets(units: Sequence[Unit], pack: str) -> list[list[Unit]]:
 def compose(mine: list[Unit], theirs: Sequence[Unit]) -> list[Unit]:
     """Replace complete part sets by one composite unit where the other side holds them fused."""
     for pack in PACKS:
-        fused = fused_units(theirs, pack)
-        if not fused or fused_units(mine, pack):
-            continue
+        wanted = len(fused_units(theirs, pack))
         sets = [s for s in part_sets(mine, pack) if _packable(s)]
-        if not sets or len(sets) != len(fused):
+        spare = wanted - len(fused_units(mine, pack))
+        if not sets or len(sets) not in (wanted, spare):
             continue
         gone = {u.index for s in sets for u in s}
-        mine = [u for u in mine if u.index not in gone] + [_pack(s, pack) for s in sets]
-        mine.sort(key=lambda u: u.index)
+        packed = [unit for s in sets for unit in (_pack(s, pack), *_rests(s))]
+        mine = sorted([u for u in mine if u.index not in gone] + packed, key=lambda u: u.index)
     return mine
 
 
+def _common(units: Sequence[Unit]) -> list[str]:
+    return [role for role in units[0].leaves if all(role in u.leaves for u in units)]
+
+
+def _rests(units: Sequence[Unit]) -> list[Unit]:
+    """What only some of the parts have (a bias of q and v, say) stays where it is."""
+    out = []
+    for unit in units[1:] if len(_common(units)) == len(units[0].leaves) else units:
+        rest = {role: leaf for role, leaf in unit.leaves.items() if role not in _common(units)}
+        if rest:
+            index = unit.index if unit is not units[0] else -1 - unit.index
+            out.append(Unit(index, unit.path, rest, unit.name, unit.bare, unit.cls).seal())
+    return out
+
+
 def _packable(units: Sequence[Unit]) -> bool:
-    roles = {frozenset(u.leaves) for u in units}
     inner = {u.leaves["weight"].shape[1:] for u in units if "weight" in u.leaves}
-    return len(roles) == 1 and len(inner) == 1
+    return "weight" in _common(units) and len(inner) == 1
 
 
 def _pack(units: Sequence[Unit], pack: str) -> Unit:
     first = units[0]
     leaves: dict[str, Leaf] = {}
-    for role in first.leaves:
+    for role in _common(units):
         parts = [u.leaves[role] for u in units]
         keys = tuple(k for leaf in parts for k in leaf.keys)
         shape = parts[0].shape

@@ -300,6 +300,9 @@ def _ordinal_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str], words
     if ranks_u and ranks_u == ranks_v:
         reasons.append("same numbers")
         return ORDINAL + max(local, 0.0)
+    if _within(ranks_u, ranks_v) or _within(ranks_v, ranks_u):
+        reasons.append("same numbers, one level more")
+        return RANK + max(local, 0.0)
     fam_u, fam_v = a.family[u.index], b.family[v.index]
     if fam_u == fam_v and fam_u[1] > 1 and ranks_u and ranks_v:
         reasons.append(f"number {fam_u[0] + 1} of {fam_u[1]} alike")
@@ -325,6 +328,12 @@ def _local_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> floa
                 return RANK
             return -RANK
     return 0.0
+
+
+def _within(short: tuple[tuple[int, int], ...], long: tuple[tuple[int, int], ...]) -> bool:
+    """Whether the ranks of one path occur in order in the other, which counts at more levels."""
+    rest = iter(long)
+    return len(short) > 1 and all(r in rest for r in short)
 
 
 def _common_ranks(x: tuple[tuple[int, int], ...], y: tuple[tuple[int, int], ...]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ckptdoctor.align.evidence import MARGIN, ORDER, Score, Side, prepare, score
@@ -223,24 +223,28 @@ def _with_neighbours(
     a: Side, b: Side, scores: dict[tuple[int, int], float], anchors: dict[int, int]
 ) -> dict[tuple[int, int], float]:
     """Add what certain pairs say of their neighbours: same parent on both sides."""
-    parents_a, parents_b = _parents(a.units), _parents(b.units)
-    kin_a, kin_b = _kin(parents_a), _kin(parents_b)
     boosted = dict(scores)
-    for (s, t), value in scores.items():
-        if anchors.get(s) == t:
-            continue
-        boosted[s, t] = value + NEIGHBOUR * _shared(
-            kin_a[parents_a[s]] - {s}, kin_b[parents_b[t]] - {t}, anchors
-        )
+    for parent in (_module_above, _words_above):
+        parents_a = {u.index: parent(u) for u in a.units}
+        parents_b = {v.index: parent(v) for v in b.units}
+        kin_a, kin_b = _kin(parents_a), _kin(parents_b)
+        for (s, t), value in scores.items():
+            shared = _shared(kin_a[parents_a[s]] - {s}, kin_b[parents_b[t]] - {t}, anchors)
+            boosted[s, t] = max(boosted[s, t], value + NEIGHBOUR * shared)
     return boosted
 
 
-def _parents(units: Sequence[Unit]) -> dict[int, tuple[object, ...]]:
-    return {u.index: u.name.flat[:-1] if u.name.flat else () for u in units}
+def _module_above(unit: Unit) -> Hashable:
+    return unit.path.rpartition(".")[0]
 
 
-def _kin(parents: dict[int, tuple[object, ...]]) -> dict[tuple[object, ...], set[int]]:
-    kin: dict[tuple[object, ...], set[int]] = defaultdict(set)
+def _words_above(unit: Unit) -> Hashable:
+    """For flat names: `enc1_conv_a` and `enc1_bn_a` have `enc1` in common."""
+    return unit.name.flat[:-1]
+
+
+def _kin(parents: dict[int, Hashable]) -> dict[Hashable, set[int]]:
+    kin: dict[Hashable, set[int]] = defaultdict(set)
     for index, parent in parents.items():
         kin[parent].add(index)
     return kin

@@ -11,7 +11,7 @@ from importlib.resources import files
 _WORDS = re.compile(r"\d+|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _DIMENSIONED = re.compile(r"(conv|norm|bn|pool|drop|dropout|batchnorm|instancenorm)([123])d", re.I)
 
-_LETTERS = "abcdef"
+_LETTERS = tuple("abcdef")
 
 Token = str | int
 
@@ -39,13 +39,25 @@ def _number_words() -> dict[str, int]:
 def words(segment: str) -> tuple[Token, ...]:
     """Words and numbers of one segment: ``encoder_layer_0`` -> ``("encoder", "layer", 0)``."""
     plain = _DIMENSIONED.sub(r"\1", segment)
-    found = [int(w) if w.isdigit() and len(w) < 10 else w.lower() for w in _WORDS.findall(plain)]
+    found: list[Token] = [int(w) if w.isdigit() and len(w) < 10 else w.lower() for w in _WORDS.findall(plain)]
+    if len(found) > 2 and "v" in found[1:]:
+        found = _versions(found)  # `pvt_v2` is a version, not a value projection
     spelt = _number_words()
     tokens = [spelt.get(w, w) if isinstance(w, str) else w for w in found]
-    last = tokens[-1] if len(tokens) > 1 else None
+    last = tokens[-1] if tokens else None
     if isinstance(last, str) and last in _LETTERS:
-        tokens[-1] = _LETTERS.index(last)  # conv_a, conv_b: letters that count
+        tokens[-1] = _LETTERS.index(last)  # conv_a, conv_b, f.a, f.b: letters that count
     return tuple(tokens)
+
+
+def _versions(tokens: list[Token]) -> list[Token]:
+    out: list[Token] = []
+    for token in tokens:
+        if isinstance(token, int) and len(out) > 1 and out[-1] == "v":
+            out[-1] = f"version{token}"
+        else:
+            out.append(token)
+    return out
 
 
 @lru_cache(maxsize=65536)
