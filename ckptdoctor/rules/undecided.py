@@ -116,7 +116,7 @@ def _grouped(matches: Sequence[Match]) -> list[list[Match]]:
 
 def _sorted(match: Match) -> list[Choice]:
     """The choices in an order that does not depend on how they were found."""
-    return sorted(match.choices, key=lambda c: ([natural_key(s) for s in c.sources], c.ops))
+    return sorted(match.choices, key=lambda c: (c.ops, [natural_key(s) for s in c.sources]))
 
 
 def _relative(target: str, choice: Choice) -> tuple[object, ...]:
