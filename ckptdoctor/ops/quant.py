@@ -63,5 +63,5 @@ class Dequant(Join):
         if self.block:
             full = scale.repeat_interleave(self.block, 0).repeat_interleave(self.block, 1)
             return q * full[: q.shape[0], : q.shape[1]]
-        per_row = scale.numel() > 1
+        per_row = scale.numel() != 1
         return q * (scale.reshape(-1, *[1] * (q.ndim - 1)) if per_row else scale.reshape(()))
