@@ -14,13 +14,17 @@ def unknown_globals(path: str, names: Sequence[str]) -> Diagnostic:
         code="CKD401",
         name="unknown-global",
         severity="warning",
-        title=f"The pickle names {plural(len(names), 'class')} or function{'s' * (len(names) > 1)} "
-        f"outside the known-harmless list: {listing(list(names))}",
+        title=f"the pickle names {_classes(len(names))} outside the known-harmless list: "
+        f"{listing(list(names))}",
         place=path,
         why="torch.load(weights_only=True) refuses it; weights_only=False would import and call them",
         notes=("ckptdoctor imported and called nothing; they are kept as inert values",),
         helps=(Help(f"ckptdoctor inspect {show(path)}", "shows where in the file they are"),),
     )
+
+
+def _classes(n: int) -> str:
+    return "1 class or function" if n == 1 else f"{n:,} classes or functions"
 
 
 def dangerous_globals(path: str, names: Sequence[str]) -> Diagnostic:
@@ -29,7 +33,7 @@ def dangerous_globals(path: str, names: Sequence[str]) -> Diagnostic:
         code="CKD401",
         name="unknown-global",
         severity="error",
-        title=f"The pickle names {listing(list(names))}, known from files that attack whoever loads them",
+        title=f"the pickle names {listing(list(names))}, known from files that attack whoever loads them",
         place=path,
         why="a state dict never needs them; torch.load(weights_only=False) would run what the file asks for",
         notes=("ckptdoctor imported and called nothing",),
@@ -45,7 +49,7 @@ def pickled_module(path: str, places: Mapping[str, str]) -> Diagnostic:
         code="CKD402",
         name="pickled-module",
         severity="warning",
-        title=f"A whole module is pickled, {show(what)}{' at ' + show(where) if where else ''}{more}, "
+        title=f"a whole module is pickled, {show(what)}{' at ' + show(where) if where else ''}{more}, "
         "not only its state dict",
         place=path,
         why="loading it needs the very class it was saved with and weights_only=False; "
@@ -66,7 +70,7 @@ def storage_bloat(path: str, stored: int, used: int, keys: Sequence[str]) -> Dia
         code="CKD403",
         name="storage-bloat",
         severity="warning",
-        title=f"The file stores {size_words(stored)} for tensors of {size_words(used)}",
+        title=f"the file stores {size_words(stored)} for tensors of {size_words(used)}",
         place=path,
         why="torch.save writes the whole storage that a view or slice belongs to"
         + (f": {listing(list(keys))}" if keys else ""),
@@ -76,13 +80,13 @@ def storage_bloat(path: str, stored: int, used: int, keys: Sequence[str]) -> Dia
 
 
 def foreign_devices(path: str, devices: Mapping[str, int]) -> Diagnostic:
-    """CKD404 `foreign-device`: saved on other devices than the CPU; `devices` is tag -> storages."""
+    """CKD404 `device-tag`: saved on other devices than the CPU; `devices` is tag -> storages."""
     told = ", ".join(f"{plural(n, 'storage')} on {show(d, 40)}" for d, n in list(devices.items())[:4])
     return Diagnostic(
         code="CKD404",
-        name="foreign-device",
+        name="device-tag",
         severity="note",
-        title=f"Saved on another device: {told}",
+        title=f"the tensors were saved on another device: {told}",
         place=path,
         why="torch.load without map_location puts tensors back on that device and fails where it is missing",
         helps=(Help(f'torch.load("{show(path)}", map_location="cpu")', "what ckptdoctor does by itself"),),

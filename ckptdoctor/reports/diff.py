@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ckptdoctor.keys import fold, printable
 from ckptdoctor.reports.finding import Options
-from ckptdoctor.reports.page import Page, cut_key
+from ckptdoctor.reports.page import Page, key_cell
 from ckptdoctor.rules.words import count, human, shape_text
 from ckptdoctor.treediff import TreeDiff
 from ckptdoctor.trees import ParamTree
@@ -58,8 +58,9 @@ def _section(page: Page, rows: Sequence[tuple[str, str]], mark: str, style: str,
         return
     column = min(max(len(r[0]) for r in shown), options.width - 34)
     for name, words in shown:
-        text = name if options.verbose else cut_key(name, column)
-        page.add((f"{mark} ", style), (f"{text:{column}}", style), (f"  {words}", "grey"))
+        room = 10**6 if options.verbose else options.width - 2
+        cell = key_cell(name, column, f"  {words}", room)
+        page.add((f"{mark} ", style), (cell, style), (f"  {words}", "grey"))
     if len(shown) < len(rows):
         page.add((f"  and {count(len(rows) - len(shown), 'more line')} like it (-v)", "grey"))
     page.add("")

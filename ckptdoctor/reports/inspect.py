@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.keys import fold, printable
 from ckptdoctor.reports.finding import BUDGET, Options, add_diagnostic, one_line
-from ckptdoctor.reports.page import Page, cut, cut_key, wrap
+from ckptdoctor.reports.page import Page, cut, key_cell, wrap
 from ckptdoctor.rules.words import count, human, shape_text, tree_words
 from ckptdoctor.trees import ParamTree
 from ckptdoctor.wrappers import BY_SEGMENT, wrapper_counts
@@ -93,8 +93,10 @@ def _state_dict(page: Page, state_dict: StateDict, options: Options, lines: int)
     shown = rows if len(rows) <= limit + 1 else rows[:limit]
     column = min(max((len(r[0]) for r in shown), default=0), options.width - 34)
     for text, spec, n, size in shown:
-        name = text if options.verbose else cut_key(text, column)
-        page.add(f"  {name:{column}}  {spec}", (f"  {n} x {size}" if n > 1 else f"  {size}", "grey"))
+        many = f"{n} x {size}" if n > 1 else size
+        room = 10**6 if options.verbose else options.width - 2
+        cell = key_cell(text, column, f"  {spec}  {many}", room)
+        page.add(f"  {cell}  {spec}", (f"  {many}", "grey"))
     if len(shown) < len(rows):
         keys = sum(r[2] for r in rows[limit:])
         more = f"and {count(keys, 'more key')}" if shown else count(keys, "key")

@@ -88,6 +88,12 @@ def cut_key(key: str, columns: int) -> str:
     return cut(key, columns, 0.62)
 
 
+def key_cell(key: str, column: int, behind: str, columns: int) -> str:
+    """A key padded to its column; cut only when the line with what is ``behind`` would be too long."""
+    room = max(column, columns - len(behind))
+    return f"{cut_key(key, room):{column}}"
+
+
 def wrap(text: str, columns: int) -> list[str]:
     """Lines of at most so many columns, broken at blanks; a longer word stays whole."""
     import textwrap

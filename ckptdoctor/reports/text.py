@@ -56,7 +56,9 @@ def _tally(page: Page, diagnosis: Diagnosis, options: Options) -> None:
         loaded = f"{len(diagnosis.loaded):,} of {count(len(tree), 'tensor')}"
         page.add(f"After the fixes {loaded} {loads}, {share}.")
     elif diagnosis.verdict == "incompatible":
-        page.add(f"{file} does not belong to {label}; nothing is repaired.")
+        other = any(d.code == "CKD307" for d in diagnosis.diagnostics)
+        words = f"{file} does not belong to {label}; nothing" if other else f"Nothing of {file}"
+        page.add(f"{words} is repaired.")
     page.add("")
     for label_, command in commands(diagnosis, options.kwargs):
         page.add(("  " + label_, "fix"), command)
