@@ -38,6 +38,7 @@ class Case:
     )  # model key -> "missing-ok" | "must-flag-missing"
     dropped: Mapping[str, str] = field(default_factory=dict)
     certain: frozenset[str] = frozenset()  # where the truth is open: keys that may be claimed all the same
+    family: str = ""
     kind: str = ""  # of a mutation
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,6 +87,7 @@ def case_from(data: Mapping[str, Any], name: str) -> Case:
         unfilled,
         data["ground_truth"]["dropped"],
         frozenset(extra.get("allowed_certain_targets", ())),
+        family=data.get("family", ""),
         extra=extra,
     )
 

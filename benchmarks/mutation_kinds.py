@@ -268,6 +268,7 @@ def fuse(rng: random.Random, draft: Draft) -> None:
     back = {f.sources[0]: t for t, f in draft.truth.items()}
     for trio, leaf in _trios(draft):
         parts = [f"{m}.{leaf}" for m in trio]
+        _require(all(p in back for p in parts))
         fused = f"{trio[0].rpartition('.')[0]}.qkv.{leaf}"
         spec = draft.source[parts[0]]
         whole = replace(spec, shape=(3 * spec.shape[0], *spec.shape[1:]))
@@ -280,9 +281,9 @@ def fuse(rng: random.Random, draft: Draft) -> None:
 def split(rng: random.Random, draft: Draft) -> None:
     """The checkpoint holds q, k and v apart, the model in one tensor."""
     plain_only(draft)
-    found = [k for k in draft.source if k.endswith((".qkv.weight", ".qkv.bias"))]
-    _require(found)
     back = {f.sources[0]: t for t, f in draft.truth.items()}
+    found = [k for k in back if k.endswith((".qkv.weight", ".qkv.bias"))]
+    _require(found)
     order = rng.choice((("q", "k", "v"), ("k", "v", "q"), ("k", "q", "v")))
     form = rng.choice(("{}_proj", "to_{}", "{}"))
     for key in found:
@@ -325,9 +326,9 @@ def _replaced(specs: Specs, gone: list[str], new: Specs) -> Specs:
 def pointwise(rng: random.Random, draft: Draft) -> None:
     """Linear layers of some names are 1x1 convolutions in the checkpoint."""
     plain_only(draft)
-    linear = [k for k, s in draft.source.items() if len(s.shape) == 2 and k.endswith(".weight")]
-    name = pick(rng, sorted({k.split(".")[-2] for k in linear}))
     back = {f.sources[0]: t for t, f in draft.truth.items()}
+    linear = [k for k in back if len(draft.source[k].shape) == 2 and k.count(".") and k.endswith(".weight")]
+    name = pick(rng, sorted({k.split(".")[-2] for k in linear}))
     for key in linear:
         if key.split(".")[-2] == name:
             shape = draft.source[key].shape

@@ -195,3 +195,11 @@ def transposed(rng: random.Random, draft: Draft) -> None:
         spec = draft.source[key]
         draft.source[key] = replace(spec, shape=spec.shape[::-1])
         draft.truth[back[key]] = Fill((key,), ("transpose(0,1)",))
+
+
+@kind("another network", solvable=False)
+def another_network(rng: random.Random, draft: Draft) -> None:
+    """The checkpoint is of quite another network; no shape or name in common is a reason to load it."""
+    stranger = pick(rng, draft.strangers)
+    draft.source, draft.ordered = dict(stranger.specs), stranger.ordered
+    draft.truth, draft.verdict = {}, "refuse"

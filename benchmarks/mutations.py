@@ -17,6 +17,22 @@ from ckptdoctor.trees import ParamTree, TensorSpec
 
 LARGEST = 330  # keys; larger trees say the same more slowly
 TRIES = 12
+CONVOLUTIONAL = frozenset(
+    [
+        "alexnet",
+        "cnn",
+        "convnext",
+        "dcgan",
+        "densenet",
+        "efficientnet",
+        "gan",
+        "mobilenetv2",
+        "resnet",
+        "unet",
+        "vgg",
+        "vocoder",
+    ]
+)
 
 
 @dataclass
@@ -30,6 +46,7 @@ class Draft:
     unfilled: dict[str, str] = field(default_factory=dict)
     ordered: bool = True
     verdict: str = "map"
+    strangers: Sequence[ParamTree] = ()  # trees of other networks
 
     def rename_source(self, names: Mapping[str, str]) -> None:
         """New names for all checkpoint keys."""
@@ -132,15 +149,19 @@ def finish(draft: Draft, name: str, kind_name: str) -> Case:
     )
 
 
-def mutate(case: Case, kind_name: str, seed: int, *, real: bool = False) -> Case | None:
+def mutate(
+    case: Case, kind_name: str, seed: int, *, real: bool = False, others: Sequence[Case] = ()
+) -> Case | None:
     """One mutation of a case: of its model's tree against itself, or (``real``) of the real pair.
 
+    ``others`` are cases from which a checkpoint of quite another network may be taken.
     None when the tree has nothing that this mutation could change.
     """
     chosen = load_kinds()[kind_name]
     for attempt in range(TRIES):
         rng = random.Random(f"{case.name}/{kind_name}/{seed}/{attempt}")
         draft = draft_of(case) if real else identity(case.target)
+        draft.strangers = [o.source for o in others if unrelated(case, o)]
         try:
             chosen.change(rng, draft)
         except NotApplicable:
@@ -159,6 +180,11 @@ def usable(cases: Sequence[Case]) -> list[Case]:
         and len(c.source) <= LARGEST
         and c.tier != "T6"
     ]
+
+
+def unrelated(a: Case, b: Case) -> bool:
+    """Whether one is a convolutional network and the other is not."""
+    return (a.family in CONVOLUTIONAL) != (b.family in CONVOLUTIONAL)
 
 
 def has_spares(case: Case) -> bool:
@@ -186,7 +212,7 @@ def mutations(cases: Sequence[Case], count: int, seed: int = 0) -> Iterator[Case
         for name in list(KINDS):
             base = rng.choice(bases)
             real = KINDS[name].solvable and not has_spares(base) and rng.random() < 0.35
-            mutated = mutate(base, name, rng.randrange(10**6), real=real)
+            mutated = mutate(base, name, rng.randrange(10**6), real=real, others=bases)
             if mutated is None:
                 failures += 1
                 continue

@@ -103,13 +103,12 @@ class _Court:
         case = self.case
         if case.open_ended and key not in case.certain and not self.harmless(key):
             return False
-        truth = case.truth.get(key)
-        if truth is not None:
-            return self.equal(claim, truth)
-        if case.unfilled.get(key) == "missing-ok":  # a tie may be filled from its mate's source
-            mates = (case.truth.get(m) for m in self.mates.get(key, ()) if m != key)
-            return any(self.equal(claim, mate) for mate in mates if mate is not None)
-        return False
+        true = [case.truth[key]] if key in case.truth else []
+        if (
+            true or case.unfilled.get(key) == "missing-ok"
+        ):  # tied keys are one tensor: a mate's source will do
+            true += [case.truth[m] for m in self.mates.get(key, ()) if m in case.truth]
+        return any(self.equal(claim, fill) for fill in true)
 
     def harmless(self, key: str) -> bool:
         """In a pair that does not fit, the recorded mapping is the part that may be loaded."""

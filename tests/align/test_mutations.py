@@ -34,7 +34,8 @@ def kinds(*names: str, solvable: bool | None = None) -> list[Kind]:
 @st.composite
 def mutated(draw: st.DrawFn, *names: str, solvable: bool | None = None) -> Case:
     kind = draw(st.sampled_from(kinds(*names, solvable=solvable)))
-    case = mutate(draw(st.sampled_from(bases())), kind.name, draw(st.integers(0, 10**6)))
+    base = draw(st.sampled_from(bases()))
+    case = mutate(base, kind.name, draw(st.integers(0, 10**6)), others=bases())
     assume(case is not None)
     assert case is not None
     return case
