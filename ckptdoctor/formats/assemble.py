@@ -16,7 +16,7 @@ from ckptdoctor.formats.inert import OrderedMapping, TensorRecord
 from ckptdoctor.formats.summaries import words
 from ckptdoctor.formats.unpickle import Names
 from ckptdoctor.formats.views import Views, element_size
-from ckptdoctor.formats.walk import Place, Walk, is_extra
+from ckptdoctor.formats.walk import Place, Walk, is_container, is_extra
 from ckptdoctor.formats.words import show
 from ckptdoctor.trees import ParamTree, TensorSpec
 
@@ -47,7 +47,7 @@ def assemble(
     views = Views(path, {key: ref.nbytes for key, ref in storages.items()})
     state_dicts = tuple(_state_dict(place, views, slots) for place in walk.found[:MOST_STATE_DICTS])
     tensors = walk.tensors + isinstance(root, TensorRecord)
-    rest = walk.rest() if not isinstance(root, TensorRecord) else {"(the file)": words(root)}
+    rest = walk.rest() if is_container(root) else {"(the file)": words(root)}
     if len(walk.found) > MOST_STATE_DICTS:
         rest["(more)"] = f"{len(walk.found) - MOST_STATE_DICTS} more mappings of tensors, not listed"
     unknown = tuple(sorted(f"{m}.{n}" for m, n in named if not is_harmless(m, n)))

@@ -112,7 +112,7 @@ def _window(source: FileSource, directory: Directory, member: Member) -> Window:
     """data.pkl as a file for the unpickler, without a copy where it is stored as it is."""
     directory.check_readable(member)
     if member.method == STORED:
-        start = directory.data_offset(member)
+        start = directory.checked_offset(member)
         return Window(source.some, start, start + member.size)
     return window_of_bytes(directory.read(member, LARGEST_PICKLE))
 

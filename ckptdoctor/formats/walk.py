@@ -82,7 +82,7 @@ def children(node: Any, path: str, wanted: Callable[[Any], bool]) -> Iterator[tu
                 yield join(path, key), value
     elif isinstance(node, Inert):
         yield from ((p, v) for p, v in _inside(node, path) if wanted(v))
-    else:
+    elif isinstance(node, CONTAINERS):
         for i, value in enumerate(node):
             if wanted(value):
                 yield f"{path}[{i}]", value
@@ -225,7 +225,7 @@ def _values(node: Any) -> Any:
         pairs = [v for pair in node.pairs for v in pair]
         state = [node.state] if node.state is not None else []
         return [*node.args, *node.items, *pairs, *state]
-    return node
+    return node if isinstance(node, CONTAINERS) else ()
 
 
 def is_extra(key: str) -> bool:

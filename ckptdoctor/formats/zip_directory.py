@@ -24,6 +24,7 @@ LOCATOR = struct.Struct("<4sLQL")
 END64 = struct.Struct("<4sQ2H2L4Q")
 U32 = 0xFFFFFFFF
 MOST_COMMENT = 0xFFFF
+CHUNK = 1 << 20
 INFLATE_RATIO = 200  # of a member that is read whole; text and pickles pack 3 to 30 times
 
 
@@ -193,13 +194,28 @@ class Directory:
             raise self._bad(f"member {show(member.name)!r} is too large ({member.size} bytes)")
         raw = self.source.exactly(self.data_offset(member), member.packed, f"member {show(member.name)!r}")
         if member.method == STORED:
+            self._check_crc(member, zlib.crc32(raw))
             return raw
         if member.size > 2**20 + INFLATE_RATIO * member.packed:
             raise self._bad(f"member {show(member.name)!r} unpacks to {member.size} bytes, a zip bomb")
         data = inflate(raw, member.size)
         if data is None:
             raise self._bad(f"the compressed bytes of member {show(member.name)!r} are damaged")
+        self._check_crc(member, zlib.crc32(data))
         return data
+
+    def checked_offset(self, member: Member) -> int:
+        """Where a stored member begins, once all of it was read and fits its checksum."""
+        offset = self.data_offset(member)
+        crc = 0
+        for at in range(offset, offset + member.size, CHUNK):
+            crc = zlib.crc32(self.source.some(at, min(CHUNK, offset + member.size - at)), crc)
+        self._check_crc(member, crc)
+        return offset
+
+    def _check_crc(self, member: Member, crc: int) -> None:
+        if crc != member.crc and member.crc:  # torch can leave checksums out; they are 0 then
+            raise self._bad(f"member {show(member.name)!r} changed after saving (its CRC-32 does not fit)")
 
 
 def inflate(raw: bytes, size: int) -> bytes | None:
