@@ -163,6 +163,7 @@ PASSES = (
     match,
     variants.variant,
     rest,
+    variants.little_fits,
     orient,
     finish.write_matches,
     finish.leftovers,

@@ -210,11 +210,17 @@ def score(a: Side, u: Unit, b: Side, v: Unit) -> Score | None:
 
 
 def _same_numbering(a: Side, b: Side, u: Unit) -> bool:
-    """An index is a name only where both lists have the same indices; else it may have shifted."""
-    flat = u.name.steps
-    return all(
-        a.numbered.get(flat[:i]) == b.numbered.get(flat[:i]) for i, t in enumerate(flat) if isinstance(t, int)
-    )
+    """An index is a name only where both lists have the same indices; else it may have shifted.
+
+    A number inside a word (`bn2`) is part of the word.
+    """
+    steps, at = u.name.steps, 0
+    for segment in u.name.concepts:
+        lone = len(segment) == 1 and isinstance(segment[0], int)
+        if lone and a.numbered.get(steps[:at]) != b.numbered.get(steps[:at]):
+            return False
+        at += len(segment)
+    return True
 
 
 def _turned(u: Unit, v: Unit) -> bool | None:
@@ -257,11 +263,11 @@ def _role_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> tuple
         if skip_u == skip_v:
             reasons.append("both are the shortcut")
     slot_u, slot_v = a.slots.get(u.index), b.slots.get(v.index)
-    if slot_u and slot_v:
+    if slot_u and slot_v and slot_u[-1] == slot_v[-1]:
         if slot_u != slot_v:
             return total - SLOT, against
         total += SLOT
-        reasons.append(f"both are the {slot_u} norm of their block")
+        reasons.append(f"both are the {slot_u.partition(' ')[0]} norm of their block")
     return total, against
 
 
@@ -333,7 +339,7 @@ def _local_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> floa
 def _within(short: tuple[tuple[int, int], ...], long: tuple[tuple[int, int], ...]) -> bool:
     """Whether the ranks of one path occur in order in the other, which counts at more levels."""
     rest = iter(long)
-    return len(short) > 1 and all(r in rest for r in short)
+    return 1 < len(short) == len(long) - 1 and all(r in rest for r in short)
 
 
 def _common_ranks(x: tuple[tuple[int, int], ...], y: tuple[tuple[int, int], ...]) -> int:

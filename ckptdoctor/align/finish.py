@@ -137,7 +137,7 @@ def account(state: State) -> None:
     """Two-sided accounting: every key of either side gets a status and a reason."""
     for key in state.target.specs:
         if key not in state.matches:
-            derived = is_derived(key)
+            derived = is_derived(key) and not _module_open(state, key)
             why = ("the model computes this buffer itself",) if derived else ()
             state.matches[key] = Match(key, "kept" if derived else "missing", evidence=why)
     state.matches = {k: state.matches[k] for k in state.target.specs}
@@ -148,6 +148,13 @@ def account(state: State) -> None:
     for key in lonely:
         reason, decided = reasons.get(key, ("a question is open about it", False))
         state.unused[key] = Unused(key, reason, decided)
+
+
+def _module_open(state: State, key: str) -> bool:
+    """Whether this counts the batches of a module that is not filled itself."""
+    path, _, leaf = key.rpartition(".")
+    mate = state.matches.get(f"{path}.running_mean")
+    return leaf == "num_batches_tracked" and (mate is None or mate.status in ("missing", "undecided"))
 
 
 def ask(state: State) -> None:

@@ -103,10 +103,9 @@ def _hinted(pair: Pair) -> bool:
 
 
 def _kind(chain: Chain | None) -> Chain:
-    """What a vote is about: a turn of the axes; reshapes vote for keeping them."""
-    if not chain:
-        return ()
-    return tuple("transpose" if c.startswith(("transpose", "permute")) else "" for c in chain if c)
+    """What a vote is about: whether axes are turned; a reshape keeps their order."""
+    turned = any(c.startswith(("transpose", "permute")) for c in chain or ())
+    return ("turned",) if turned else ()
 
 
 def _votes(pair: Pair) -> bool:

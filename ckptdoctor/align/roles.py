@@ -100,15 +100,25 @@ def scope_of(unit: Unit) -> str:
 
 
 def slots_of(units: Sequence[Unit]) -> dict[int, str]:
-    """Slot of each norm in blocks with two or three norms; a trailing number counts as a slot too."""
+    """Slot of each norm in blocks with two or three norms; a trailing number counts as a slot too.
+
+    Batch norms belong to a convolution each and have no such slots. The block's number of norms is
+    part of the answer: the first of two and the first of three are not the same.
+    """
     blocks: dict[str, list[Unit]] = defaultdict(list)
     for unit in units:
-        if kind_of(unit) == "norm" and any(isinstance(t, int) for seg in unit.name.concepts for t in seg):
+        batch = "running_mean" in unit.leaves
+        if (
+            kind_of(unit) == "norm"
+            and not batch
+            and any(isinstance(t, int) for seg in unit.name.concepts for t in seg)
+        ):
             blocks[scope_of(unit)].append(unit)
     found: dict[int, str] = {}
     for members in blocks.values():
         if len(members) in (2, 3):
-            found.update(_block_slots(members))
+            slots = _block_slots(members)
+            found.update({i: f"{slot} of {len(members)}" for i, slot in slots.items()})
     return found
 
 

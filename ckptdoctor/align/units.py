@@ -55,6 +55,11 @@ class Unit:
     kind: str | None = None  # what roles.kind_of and roles.values_of found, kept
     values: dict[str, Token] | None = None
 
+    @property
+    def whole(self) -> list[str]:
+        """All canonical names that the unit is made of."""
+        return [k for leaf in self.leaves.values() for k in leaf.keys]
+
     def seal(self) -> Unit:
         """Fix what is compared once all leaves are there.
 

@@ -12,6 +12,7 @@ from ckptdoctor.align.units import Unit
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
 
+LITTLE = 0.5  # share of the tensors of either side below which it is another architecture
 WIDE = 0.1  # share of units that may disagree before it is another model
 
 
@@ -131,6 +132,25 @@ def variant(state: State) -> None:
         refuse(state, _ratio_words(ratios, len(wrong_shape)))
     elif len(partial) > max(2, WIDE * units):
         refuse(state, _partial_words(state, partial))
+
+
+def little_fits(state: State) -> None:
+    """Less than half of the model is filled, by less than half of the checkpoint: a chance hit."""
+    m = state.matching
+    targets = {u.index: u for u in state.targets}
+    sources = {u.index: u for u in state.sources}
+    used_s = set(m.certain.values()) | {c for cs in m.open.values() for c in cs}
+    used_t = set(m.certain) | set(m.open)
+    mine = sum(len(sources[i].whole) for i in used_s), sum(len(u.whole) for u in state.sources)
+    theirs = sum(len(targets[i].whole) for i in used_t), sum(len(u.whole) for u in state.targets)
+    if state.refusal or not mine[1] or not theirs[1]:
+        return
+    if mine[0] < LITTLE * mine[1] and theirs[0] < LITTLE * theirs[1]:
+        refuse(
+            state,
+            f"little fits: {mine[0]} of the checkpoint's {mine[1]} tensors have the shapes of {theirs[0]} of "
+            f"the model's {theirs[1]}: another architecture",
+        )
 
 
 def _disagreeing(state: State, matched: set[str]) -> tuple[list[str], Counter[str]]:
