@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 from math import prod
 
-from ckptdoctor.keys.grammar import MAX_UNFOLDED, Group, PatternError, Segment, Span, is_number, parse, render
+from ckptdoctor.keys.grammar import Group, PatternError, Segment, Span, is_number, parse, render
 from ckptdoctor.keys.names import printable
+
+MAX_SOURCES = 100_000  # more tensors than this in one list are a mistake or an attack
 
 
 def expand_groups(text: str) -> list[str]:
@@ -18,8 +20,8 @@ def expand_groups(text: str) -> list[str]:
     segments = parse(text)
     if not any(isinstance(a, Group) for s in segments for a in s or ()):
         return [text]
-    if prod(len(list(a.texts())) for s in segments for a in s or () if isinstance(a, Group)) > MAX_UNFOLDED:
-        raise PatternError(f"`{printable(text)}` stands for more than {MAX_UNFOLDED} keys")
+    if prod(len(list(a.texts())) for s in segments for a in s or () if isinstance(a, Group)) > MAX_SOURCES:
+        raise PatternError(f"`{printable(text)}` stands for more than {MAX_SOURCES} patterns")
     return [render(choice) for choice in product(*map(_segment_choices, segments))]
 
 

@@ -10,6 +10,7 @@ from ckptdoctor.keys.grammar import Index, Span, escape, index_text, spans_of
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # numbers of the old name, of the new one
 Within = dict[int, tuple[Span, ...]]  # the numbers that a variable column may take
 MAX_LOOKAHEAD = 64  # rows; beyond, the split into the fewest parts has to do
+MAX_WAYS = 40  # ways to split that are compared; names with more numbers are split by the old ones only
 NAMES = "ijklmnopqrstuvwxyzabcdefgh"
 
 
@@ -53,6 +54,8 @@ def _one_formula(rows: Sequence[Row]) -> Formula | None:
         if term is None:
             return None
         new.append(term)
+    if len(used) > len(NAMES):
+        return None
     old = _old_terms(rows, varying, used)
     return None if old is None else Formula(old, tuple(new), tuple(rows))
 
@@ -89,7 +92,7 @@ def _old_terms(rows: Sequence[Row], varying: list[int], used: set[int]) -> tuple
 def _best_split(rows: Sequence[Row]) -> list[list[Row]]:
     """The split that promises the fewest formulas."""
     splits = _splits(rows)
-    if len(rows) > MAX_LOOKAHEAD:
+    if len(rows) > MAX_LOOKAHEAD or len(splits) > MAX_WAYS:
         return splits[0]
     best, least = splits[0], len(rows) + 1
     for parts in splits:
@@ -118,9 +121,10 @@ def _promise(parts: Sequence[Sequence[Row]], limit: int, depth: int) -> int:
 def _splits(rows: Sequence[Row]) -> list[list[list[Row]]]:
     """Ways to part the rows: by an old number, or by how far a new one is from it; fewest first."""
     varying = [c for c in range(len(rows[0][0])) if any(r[0][c] != rows[0][0][c] for r in rows)]
+    width = len(rows[0][1]) if len(varying) * len(rows[0][1]) <= MAX_WAYS else 0
     ways: list[list[list[Row]]] = []
     for old in varying:
-        for new in range(len(rows[0][1])):
+        for new in range(width):
             ways.append(_parts((r[1][new] - r[0][old] for r in rows), rows))
         ways.append(_parts((r[0][old] for r in rows), rows))
     return sorted((parts for parts in ways if len(parts) > 1), key=len)

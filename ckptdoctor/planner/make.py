@@ -174,13 +174,14 @@ class _Parts:
     def drops(self, names: Mapping[str, str]) -> list[Drop]:
         unused = self.alignment.unused
         decided = {n: k for n, k in names.items() if k not in unused or unused[k].decided}
-        reasons: dict[str, list[str]] = {}
+        name_of = {key: name for name, key in names.items()}
+        reasons: dict[tuple[str, str | None], list[str]] = {}
         for name, key in decided.items():
             if key in unused:
-                reasons.setdefault(unused[key].reason, []).append(name)
+                reasons.setdefault((unused[key].reason, name_of.get(unused[key].equals)), []).append(name)
         return [
-            Drop(from_=tuple(cover(dropped, decided)), keys=len(dropped), why=reason)
-            for reason, dropped in reasons.items()
+            Drop(from_=tuple(cover(dropped, decided)), keys=len(dropped), why=reason, equals=equals)
+            for (reason, equals), dropped in reasons.items()
         ]
 
     def own_values(self) -> list[Step]:

@@ -121,6 +121,14 @@ def test_stages_are_one_rule() -> None:
     assert rules(pairs) == [("layer{i}.** -> stages.{i-1}.**", 24)]
 
 
+def test_more_numbers_than_letters() -> None:
+    bits = [[str((i >> n) & 1) for n in range(30)] for i in range(0, 2**30, 98_765_431)]
+    pairs = {f"old.{'.'.join(b)}.w": f"new.{'.'.join(reversed(b))}.w.end" for b in bits}
+    found = renames(pairs)
+    assert sorted(n for r in found for n in r.names) == sorted(pairs)
+    assert all(r.rule.apply(n) == pairs[n] for r in found for n in r.names)
+
+
 def test_ends_of_names_are_one_rule_each() -> None:
     heads = ["emb.norm", "h.0.attn.out.norm", "h.0.norm", "h.1.out.norm", "pool.norm"]
     pairs = {f"{h}.gamma": f"{h}.weight" for h in heads} | {f"{h}.beta": f"{h}.bias" for h in heads}
