@@ -75,6 +75,8 @@ def _bag(unit: Unit) -> dict[Token, float]:
         for token in spoken:
             bag[token] = max(bag.get(token, 0.0), _DECAY[min(depth, len(_DECAY) - 1)])
         depth += bool(spoken)
+    if "Embedding" in unit.cls:
+        bag["embed"] = 1.0  # the model's own class says so
     return bag
 
 

@@ -147,7 +147,7 @@ def account(state: State) -> None:
     reasons = unexpected.reasons(state, [k for k in lonely if k not in asked], used | asked)
     for key in lonely:
         reason, decided = reasons.get(key, ("a question is open about it", False))
-        state.unused[key] = Unused(key, reason, decided)
+        state.unused[key] = Unused(key, reason, decided, unexpected.equal_to(state, reason))
 
 
 def _module_open(state: State, key: str) -> bool:

@@ -52,11 +52,16 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """A checkpoint key that fills nothing. ``decided`` when the reason is good enough to drop it."""
+    """A checkpoint key that fills nothing. ``decided`` when the reason is good enough to drop it.
+
+    ``equals`` names the checkpoint key whose values it has to repeat for the reason to hold (the copy
+    of a tied tensor); that is checked when the values are read.
+    """
 
     source: str
     reason: str
     decided: bool
+    equals: str = ""
 
 
 @dataclass(frozen=True, slots=True)

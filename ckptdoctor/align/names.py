@@ -47,7 +47,8 @@ def words(segment: str) -> tuple[Token, ...]:
     last = tokens[-1] if tokens else None
     if isinstance(last, str) and last in _LETTERS:
         tokens[-1] = _LETTERS.index(last)  # conv_a, conv_b, f.a, f.b: letters that count
-    return tuple(tokens)
+    expand = table()["expand"]
+    return tuple(w for t in tokens for w in (expand.get(t, [t]) if isinstance(t, str) else [t]))
 
 
 def _versions(tokens: list[Token]) -> list[Token]:

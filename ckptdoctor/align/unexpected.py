@@ -15,6 +15,7 @@ from ckptdoctor.wrappers import strip_key
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
 
+TIED_COPY = "a copy of what the model ties to "
 _MASK_RANK = 4  # `attn.bias` with four dimensions is a causal mask, not a bias
 
 
@@ -50,8 +51,8 @@ def _reason(state: State, key: str, alive: set[str], twins: dict[tuple[int, ...]
         return "training state, not a weight", True
     if is_derived(name) or (name.endswith("attn.bias") and len(shape) == _MASK_RANK):
         return "a buffer that models compute themselves", True
-    if shape in twins and _tied_copy(state, key, twins[shape]):
-        return f"the model ties this to `{twins[shape]}`", True
+    if shape in twins and _tied_copy(state, twins[shape]):
+        return f"{TIED_COPY}`{twins[shape]}`", True
     head = name.partition(".")[0]
     base = state.base.source
     if head in table()["training"]["passengers"] and head not in alive:
@@ -61,13 +62,17 @@ def _reason(state: State, key: str, alive: set[str], twins: dict[tuple[int, ...]
     return "nothing in the model takes it", False
 
 
-def _tied_copy(state: State, key: str, leader: str) -> bool:
-    """A copy of a tied tensor: certain only when the file shows that both are one tensor."""
+def _tied_copy(state: State, leader: str) -> bool:
     match = state.matches.get(leader)
-    if match is None or len(match.sources) != 1:
-        return False
-    mine, other = state.source[key], state.source[match.sources[0]]
-    return not (mine.storage and other.storage) or mine.storage == other.storage
+    return match is not None and match.status == "safe" and len(match.sources) == 1
+
+
+def equal_to(state: State, reason: str) -> str:
+    """The checkpoint key that a tied copy repeats, when that is the reason."""
+    if not reason.startswith(TIED_COPY):
+        return ""
+    leader = state.matches[reason.removeprefix(TIED_COPY).strip("`")]
+    return leader.sources[0]
 
 
 def _parents(name: str) -> Iterable[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.apply.metadata import map_versions
 from ckptdoctor.apply.staging import Expansion, OnTensor, Reader, Want, stage_one
-from ckptdoctor.apply.ties import check_ties
+from ckptdoctor.apply.ties import check_copies, check_ties
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.keys import printable
 from ckptdoctor.receipt import listing
@@ -47,6 +47,7 @@ def file_values(
         elif fill.kind != "tie":
             made[key] = _own(key, target, initial)
     check_ties(expansion, target.ties, made)
+    check_copies(expansion, reader)
     same = {key: group[0] for group in target.ties for key in group}
     values: OrderedDict[str, Any] = OrderedDict()
     for key in target.specs:

@@ -11,7 +11,7 @@ from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.apply.materialise import materialise
 from ckptdoctor.apply.metadata import metadata_for
 from ckptdoctor.apply.staging import Expansion, OnTensor, Reader, stage
-from ckptdoctor.apply.ties import check_ties
+from ckptdoctor.apply.ties import check_copies, check_ties
 from ckptdoctor.apply.transaction import Transaction
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.keys import printable
@@ -51,6 +51,7 @@ def run_on_model(
     staged = stage(expansion, reader, place.wants(live, device), on_tensor)
     _fill_derived(expansion, live, staged, device)
     check_ties(expansion, _ties(live), staged)
+    check_copies(expansion, reader)
     values = _full(expansion, state, staged)
     values._metadata = metadata_for(expansion, model, source_versions or {})  # type: ignore[attr-defined]
     with Transaction(model) as transaction:

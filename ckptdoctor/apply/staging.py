@@ -33,6 +33,10 @@ class Expansion(Protocol):
     def unused(self) -> Mapping[str, str]:
         """Checkpoint key -> why nothing is filled from it."""
 
+    @property
+    def copies(self) -> Mapping[str, str]:
+        """Unused checkpoint key -> the key whose values it has to repeat."""
+
 
 @dataclass(frozen=True, slots=True)
 class Want:

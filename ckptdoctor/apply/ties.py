@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ckptdoctor.apply.staging import Expansion
+from ckptdoctor.apply.staging import Expansion, Reader
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.keys import printable
 from ckptdoctor.ops.bits import same_bits
@@ -22,6 +22,17 @@ def check_ties(expansion: Expansion, groups: Iterable[Sequence[str]], made: Mapp
         for other in others:
             if not same_bits(made[first], made[other]):
                 raise _conflict(expansion, first, other)
+
+
+def check_copies(expansion: Expansion, reader: Reader) -> None:
+    """Raise :class:`ApplyError` when a tensor that is left out as a copy holds other values."""
+    for key, other in expansion.copies.items():
+        if not same_bits(reader(key), reader(other)):
+            raise ApplyError(
+                f"the checkpoint's `{printable(key)}` is left out as a copy of `{printable(other)}`, because "
+                "the model keeps both in one tensor; but their values differ. Load into a model that does "
+                f"not tie them, or give the copy up with --drop '{printable(key)}'"
+            )
 
 
 def _conflict(expansion: Expansion, first: str, other: str) -> ApplyError:

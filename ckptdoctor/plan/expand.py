@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ckptdoctor.casts import cast_class, worst
 from ckptdoctor.errors import PlanError, StalePlanError, UndecidedError
@@ -21,6 +21,7 @@ class Expansion:
     plan: Plan
     fills: Mapping[str, Fill]
     unused: Mapping[str, str]  # checkpoint key -> why
+    copies: Mapping[str, str] = field(default_factory=dict)  # unused key -> the key it has to repeat
 
 
 def expand(plan: Plan, source_tree: ParamTree, target_tree: ParamTree) -> Expansion:
@@ -99,7 +100,7 @@ class _Expander:
         self.check_counts()
         self.check_complete(carried, unused)
         ordered = {k: self.fills[k] for k in self.target.specs if k in self.fills}
-        return Expansion(self.plan, ordered, unused)
+        return Expansion(self.plan, ordered, unused, self.copies(carried, names))
 
     def fail(self, step: int | None, text: str) -> PlanError:
         where = "plan" if step is None else f"plan step {step + 1} ({self.plan.step[step].op})"
@@ -177,6 +178,17 @@ class _Expander:
                 found = sum(s.device in tags for s in self.source.specs.values())
                 # Device tags are no part of a tree: the same checkpoint saved again from the CPU has none.
                 self.counts[number] = found or step.keys
+
+    def copies(self, carried: Carried, names: Mapping[str, str]) -> dict[str, str]:
+        """What is dropped as a copy, by the checkpoint's own keys."""
+        found: dict[str, str] = {}
+        for number, key in carried.dropped:
+            step = self.plan.step[number]
+            if isinstance(step, Drop) and step.equals is not None:
+                if step.equals not in names:
+                    raise self.fail(number, f"`{printable(step.equals)}` is no key of the checkpoint")
+                found[key] = names[step.equals]
+        return found
 
     def unused(self, carried: Carried) -> dict[str, str]:
         unused: dict[str, str] = {}

@@ -161,10 +161,14 @@ class Reinit(_Step):
 
 
 class Drop(_Step):
-    """The checkpoint's names ``from`` (after the strips) are left unused."""
+    """The checkpoint's names ``from`` (after the strips) are left unused.
+
+    With ``equals`` they are copies: applying refuses unless they hold the values of that name.
+    """
 
     op: Literal["drop"] = "drop"
     from_: Annotated[tuple[Glob, ...], Field(alias="from", min_length=1)]
+    equals: Text | None = None
 
 
 class Cast(_Step):

@@ -46,7 +46,8 @@ def _table(head: str, data: BaseModel, comments: Mapping[str, str]) -> str:
     for name in order:
         if name in _DEFAULTS and fields[name] == _DEFAULTS[name]:
             continue
-        lines.append(_line(name, fields[name], comments.get(name, "")))
+        if fields[name] is not None:
+            lines.append(_line(name, fields[name], comments.get(name, "")))
     return "".join(lines)
 
 

@@ -13,6 +13,7 @@ from ckptdoctor.plan.fills import Fill
 class Plan:
     fills: dict
     unused: dict = field(default_factory=dict)
+    copies: dict = field(default_factory=dict)
 
 
 class Source:
