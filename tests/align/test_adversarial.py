@@ -392,3 +392,31 @@ def test_a_head_that_is_not_tied_is_not_filled_from_the_embedding():
     alignment = align(tree(embed, norm("norm", D)), tree(embed, norm("norm", D), head))
     assert "lm_head.weight" not in claims(alignment)
     assert alignment.verdict == "undecided"
+
+
+def test_projections_without_names_are_not_told_apart():
+    source = tree(attention("attn", "a", "b", "c", "d"))
+    assert claimed(source, tree(attention("attn", "q_proj", "k_proj", "v_proj", "out_proj"))) == {}
+
+
+def test_a_last_projection_alone_does_not_relate_two_networks():
+    source = tree(
+        *(conv(f"features.{i}", 8 * (i + 1), 8 * i or 3) for i in range(5)), linear("classifier.1", 10, D)
+    )
+    target = tree(
+        *(attention(f"blocks.{i}.attn", "q", "k", "v", "o") for i in range(4)), linear("head", 10, D)
+    )
+    assert claimed(source, target) == {}
+
+
+def test_parts_that_both_sides_have_are_copied_though_another_module_is_fused():
+    def both(prefix: str) -> Shapes:
+        fused = linear("visual.blocks.0.attn.qkv", 3 * D, D) | linear("visual.blocks.0.attn.proj", D, D)
+        attn = f"{prefix}.layers.0.self_attn"
+        apart = linear(f"{attn}.q_proj", D, D) | linear(f"{attn}.o_proj", D, D)
+        apart |= linear(f"{attn}.k_proj", D // 2, D) | linear(f"{attn}.v_proj", D // 2, D)
+        return fused | apart | norm(f"{prefix}.norm", D)
+
+    source, target = both("model"), both("model.language_model")
+    plain = {k: k.replace("model.language_model", "model") for k in target}
+    assert claimed(tree(source), tree(target)) == plain
