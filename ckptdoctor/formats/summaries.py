@@ -63,6 +63,8 @@ def _object(value: Inert) -> str:
     name = show(value.what, LONGEST)
     if value.module.startswith("pathlib") and all(isinstance(a, str) for a in value.args):
         return f"{name} {show('/'.join(value.args), LONGEST)}"
+    if value.what == "_codecs.encode" and value.args and isinstance(value.args[0], str):
+        return f"{len(value.args[0])} bytes"  # how protocols 0 to 2 write them
     attributes = value.attributes()
     if attributes:
         return f"{name} with " + plural(len(attributes), "attribute") + _names(attributes)

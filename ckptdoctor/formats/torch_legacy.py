@@ -23,7 +23,8 @@ PROTOCOL_VERSION = 1001
 def open_legacy(source: FileSource) -> Archive:
     """Read a legacy stream; raises CorruptCheckpointError when it is truncated or contradicts itself."""
     window = Window(source.some, 0, source.size)
-    names, records = Names(), Storages()
+    names = Names()
+    records = Storages(names)
 
     def load(what: str) -> Any:
         return unpickle(window, names, records, path=source.path, what=what)

@@ -30,7 +30,8 @@ def open_zip(source: FileSource) -> Archive:
     byteorder = _small(directory, root + "byteorder") or "little"
     if byteorder not in ("little", "big"):
         raise corrupt(source.path, f"its byte order is {show(byteorder, 20)!r}, neither little nor big")
-    names, records = Names(), Storages()
+    names = Names()
+    records = Storages(names)
     window = _window(source, directory, directory.members[root + "data.pkl"])
     tree = unpickle(window, names, records, path=source.path, what=f"{show(root)}data.pkl")
     crcs = any(m.crc for n, m in directory.members.items() if n.startswith(root + "data/"))

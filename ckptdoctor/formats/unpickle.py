@@ -23,6 +23,7 @@ _TEXT_ID = re.compile(
     r"\('storage', <class 'torch[\w.]*\.(\w+)'>, '([^'\\]*)', '([^'\\]*)', (\d+)"
     r"(?:, (None|\('[^'\\]*', \d+, \d+\)))?\)"
 )
+_TEXT_CLASS = re.compile(r"\('module', <class '([\w.<>]+)\.(\w+)'>, ")
 
 
 class Names:
@@ -51,7 +52,8 @@ class Names:
 class Storages:
     """The storages that persistent ids name, in order of appearance."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Names | None = None) -> None:
+        self.names = names or Names()
         self.by_key: dict[str, StorageRecord] = {}
         self.views: dict[str, StorageRecord] = {}
 
@@ -63,6 +65,8 @@ class Storages:
             return pid[1]
         if isinstance(pid, str) and (found := _TEXT_ID.fullmatch(pid)):
             return self._text_id(*found.groups())
+        if isinstance(pid, str) and (found := _TEXT_CLASS.match(pid)):
+            return self.names.get(found[1], found[2])
         raise pickle.UnpicklingError("it refers to something outside the file that is no storage")
 
     def _text_id(self, kind: str, key: str, device: str, numel: str, view: str | None) -> StorageRecord:

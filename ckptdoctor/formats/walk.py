@@ -82,7 +82,7 @@ def children(node: Any, path: str, wanted: Callable[[Any], bool]) -> Iterator[tu
                 yield join(path, key), value
     elif isinstance(node, Inert):
         yield from ((p, v) for p, v in _inside(node, path) if wanted(v))
-    elif isinstance(node, CONTAINERS):
+    elif isinstance(node, list | tuple | set | frozenset):
         for i, value in enumerate(node):
             if wanted(value):
                 yield f"{path}[{i}]", value
@@ -207,9 +207,12 @@ class Walk:
 
     def _rest_of(self, place: Place, rest: dict[str, str]) -> None:
         listed = 0
+        mapping = place.node if place.kind == "mapping" else ()
+        extras = {join(place.path, k) for k in mapping if isinstance(k, str) and is_extra(k)}
         for path, value in children(place.node, place.path, is_no_tensor if place.kind else anything):
             inner = self.places.get(id(value)) if is_container(value) else None
-            if inner is not None and (inner.envelope or inner.kind not in ("", "optimizer")):
+            listed_itself = inner is not None and (inner.envelope or inner.kind not in ("", "optimizer"))
+            if listed_itself or path in extras:
                 continue
             listed += 1
             if listed > MOST_REST:

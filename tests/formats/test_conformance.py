@@ -122,7 +122,7 @@ def test_garbage_collection_is_as_before(tmp_path: Path) -> None:
     open_checkpoint(tmp_path / "a.pth")
     assert gc.isenabled()
     (tmp_path / "bad.pth").write_bytes(b"PK\x03\x04")
-    with pytest.raises(Exception, match="bad.pth"):
+    with pytest.raises(Exception, match=r"bad\.pth"):
         open_checkpoint(tmp_path / "bad.pth")
     assert gc.isenabled()
 
