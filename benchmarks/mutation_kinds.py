@@ -191,7 +191,9 @@ def nest(rng: random.Random, draft: Draft) -> None:
 def unnest(rng: random.Random, draft: Draft) -> None:
     """One level less: a module's children move up, everywhere it has this name."""
     tree = children(draft.source)
-    names = {n[-1] for n in nodes(draft.source) if not n[-1].isdigit() and len(tree[n]) > 1}
+    inner = set(nodes(draft.source))
+    parents = {n[:-1] for n in inner}
+    names = {n[-1] for n in inner & parents if not n[-1].isdigit() and len(tree[n]) > 1}
     name = pick(rng, sorted(names))
     draft.relabel({n: () for n in nodes(draft.source) if n[-1] == name})
 

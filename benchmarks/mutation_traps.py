@@ -82,6 +82,15 @@ def _shuffle_twins(rng: random.Random, draft: Draft) -> None:
         draft.source = {k: draft.source[k] for k in reordered(draft.source, parent, order)}
 
 
+@kind("a module's name lost", solvable=False)
+def name_lost(rng: random.Random, draft: Draft) -> None:
+    """``blocks.0.norm1.weight`` becomes ``blocks.0.weight``: what it was is told by nothing but its shape."""
+    inner = set(nodes(draft.source))
+    leaves = inner - {n[:-1] for n in inner}
+    name = pick(rng, sorted({n[-1] for n in leaves if len(n) > 1}))
+    draft.relabel({n: () for n in leaves if n[-1] == name and len(n) > 1})
+
+
 @kind("index for names", solvable=False)
 def index_for_names(rng: random.Random, draft: Draft) -> None:
     """Equal children with words for names (q, k, v) get numbers in another order of registration."""
