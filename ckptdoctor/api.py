@@ -158,7 +158,7 @@ def _into_model(plan: Plan, archive: Archive, model: torch.nn.Module, device: An
     from ckptdoctor.plan import expand
 
     chosen, tree = _chosen(plan, archive), snapshot(model)
-    return apply_to_model(
+    receipt = apply_to_model(
         expand(plan, chosen.tree, tree),
         TensorReader(archive, chosen),
         model,
@@ -171,6 +171,7 @@ def _into_model(plan: Plan, archive: Archive, model: torch.nn.Module, device: An
         state_dict=chosen.path,
         target=type(model).__name__,
     )
+    return replace(receipt, warnings=plan.warning)
 
 
 def _into_file(
@@ -196,7 +197,7 @@ def _into_file(
 
         values = live() if live else initial_values(target.label, keys, kwargs=kwargs, timeout=timeout)
         initial = values.__getitem__
-    return apply_to_file(
+    receipt = apply_to_file(
         expansion,
         TensorReader(archive, chosen),
         out,
@@ -209,6 +210,7 @@ def _into_file(
         state_dict=chosen.path,
         target=target.label,
     )
+    return replace(receipt, warnings=plan.warning)
 
 
 def _accepted(plan: Plan) -> tuple[str, ...]:

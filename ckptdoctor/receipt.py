@@ -49,6 +49,7 @@ class Receipt:
     entries: tuple[Entry, ...] = ()
     unused: Mapping[str, str] = field(default_factory=dict)  # checkpoint key -> why it is not used
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # risks that no shape shows, as the plan named them
 
     def count(self, action: Action) -> int:
         """How many model keys were ``loaded``, ``kept``, ``reinitialised`` or ``tied``."""
@@ -85,6 +86,8 @@ class Receipt:
         return dict(Counter(e.cast for e in self.entries if e.dtype_from and e.dtype_from != e.dtype_to))
 
     def __str__(self) -> str:
+        from ckptdoctor.keys import printable
+
         where = self.source + (f" [{self.state_dict}]" if self.state_dict else "")
         into = self.out or self.target or "the model"
         lines = [f"loaded {plural(self.loaded, 'tensor')} ({self.numel:,} values) from {where} into {into}"]
@@ -102,6 +105,8 @@ class Receipt:
             lines.append("also " + ", ".join(rest))
         if self.casts:
             lines.append("cast " + ", ".join(f"{n} {name}" for name, n in sorted(self.casts.items())))
+        lines += [f"warning: {printable(words)}" for words in self.warnings]
+        lines += [f"note: {printable(words)}" for words in self.notes]
         lines.append(
             "verified: strict, every loaded tensor equals the file's bit for bit after the plan's ops"
         )
@@ -123,6 +128,7 @@ class Receipt:
             "casts": self.casts,
             "unused": dict(self.unused),
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
             "entries": [entry.to_dict() for entry in self.entries],
         }
 

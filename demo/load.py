@@ -1,4 +1,4 @@
-"""`python demo/load.py PUBLISHED CHECKPOINT`: load strictly with torch alone, and compare with the original network."""
+"""`python demo/load.py PUBLISHED CHECKPOINT`: load strictly with torch alone, compare with the original."""
 
 import sys
 from pathlib import Path

@@ -102,6 +102,8 @@ def plan(model: str, checkpoint: str, out: str | None, verbose: bool, **options:
 
     with opened(out) as stream:
         stream.write(to_toml(found.plan))
+    for words in found.plan.warning:
+        say(f"warning: {printable(words)}")
     if out is not None:
         steps = len(found.plan.step)
         say(

@@ -227,6 +227,7 @@ class Plan(_Data):
 
     Strip steps come first and rewrite the checkpoint's names one after the other. The others act at the
     same time on those names, and the first rename or drop that fits a name wins. A name in no step stays.
+    ``warning`` names risks that no shape shows; they go with the plan into its receipts.
     """
 
     format: Literal[1] = 1
@@ -234,6 +235,7 @@ class Plan(_Data):
     target: TargetRef
     step: tuple[Step, ...] = ()
     decision: tuple[Text, ...] = ()
+    warning: tuple[Text, ...] = ()
     question: tuple[OpenQuestion, ...] = ()
     result: Result = Result()
 

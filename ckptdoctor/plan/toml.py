@@ -25,6 +25,8 @@ def to_toml(plan: Plan) -> str:
     parts = [HEADER + f"format = {plan.format}\n"]
     if plan.decision:
         parts[0] += _line("decision", plan.decision)
+    if plan.warning:
+        parts[0] += _line("warning", plan.warning)
     parts.append(_table("[source]", plan.source, {"tree": "keys, shapes, dtypes; any other is refused"}))
     parts.append(_table("[target]", plan.target, {}))
     parts += [_table("[[step]]", step, {}) for step in plan.step]

@@ -125,6 +125,7 @@ class _Parts:
             target=head[1],
             step=tuple(steps),
             decision=tuple(map(str, self.decisions)),
+            warning=self.alignment.warnings,
             question=tuple(
                 OpenQuestion(kind=q.kind, title=q.title, flags=tuple(flag for flag, _ in q.flags))
                 for q in self.alignment.questions

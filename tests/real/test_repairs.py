@@ -65,6 +65,27 @@ def test_the_weight_behind_a_flatten_is_never_called_safe_without_a_word(real: R
         with pytest.raises(ckptdoctor.CkptDoctorError):
             ckptdoctor.auto_load(model, real(FACENET.format("rnet")))
         assert_same(model, before)
+    else:
+        receipt = ckptdoctor.auto_load(model, real(FACENET.format("rnet")))
+        assert "features.conv4" in str(receipt) and receipt.to_dict()["warnings"]
+        theirs = torch_load(real(FDET.format("rnet")))
+        differs = [key for key, value in model.state_dict().items() if not torch.equal(value, theirs[key])]
+        assert differs == ["features.conv4.weight"]
+
+
+def test_the_warning_goes_with_the_plan_wherever_it_goes(real: Real, cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(Path(models.__file__).read_text())
+    args = (tmp_path / "model.py:FdetRNet", real(FACENET.format("rnet")))
+    plan, out = tmp_path / "plan.toml", tmp_path / "out.pth"
+    for done in (
+        cli("diagnose", *args),
+        cli("plan", *args),
+        cli("plan", *args, "-o", plan),
+        cli("repair", *args, "-o", out),
+        cli("apply", plan, "-o", out),
+    ):
+        assert "features.conv4" in done.stdout + done.stderr and "flatten" in done.stdout + done.stderr
+    assert "flatten" in plan.read_text()
 
 
 def test_lpips_without_dropout(real: Real) -> None:
