@@ -41,10 +41,13 @@ def part_sets(units: Sequence[Unit], pack: str) -> list[list[Unit]]:
 def compose(mine: list[Unit], theirs: Sequence[Unit]) -> list[Unit]:
     """Replace complete part sets by one composite unit where the other side holds them fused."""
     for pack in PACKS:
-        wanted = len(fused_units(theirs, pack))
-        sets = [s for s in part_sets(mine, pack) if _packable(s)]
+        same = {u.path for u in theirs}
+        sets = [s for s in part_sets(mine, pack) if _packable(s) and not all(u.path in same for u in s)]
+        ranks = {len(s[0].leaves["weight"].shape) for s in sets}
+        wanted = sum(len(u.leaves["weight"].shape) in ranks for u in fused_units(theirs, pack))
         spare = wanted - len(fused_units(mine, pack))
-        if not sets or len(sets) not in (wanted, spare):
+        both = part_sets(theirs, pack)  # split on the other side as well: nothing to pack
+        if not sets or both or len(sets) not in (wanted, spare):
             continue
         gone = {u.index for s in sets for u in s}
         packed = [unit for s in sets for unit in (_pack(s, pack), *_rests(s))]

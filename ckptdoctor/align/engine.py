@@ -9,7 +9,7 @@ from ckptdoctor.align import checks, facts, finish, layouts, variants
 from ckptdoctor.align.compose import compose, fold_weight_norm, stack_experts
 from ckptdoctor.align.matcher import Matching, match_units
 from ckptdoctor.align.model import Alignment, Match, Question, Unused
-from ckptdoctor.align.names import is_derived, is_training_state
+from ckptdoctor.align.names import is_derived, is_training_state, table
 from ckptdoctor.align.orient import Pair, decide, make_pairs
 from ckptdoctor.align.prefix import Base, canonical, find_base, relative_name
 from ckptdoctor.align.reporter import Reporter
@@ -116,9 +116,9 @@ def _specs(names: dict[str, str], tree: ParamTree, exact: set[str]) -> dict[str,
 
 
 def _aside(name: str) -> bool:
-    """Derived buffers and training state; a batch counter travels with its module."""
+    """Derived buffers, training state, packed weights; a batch counter travels with its module."""
     derived = is_derived(name) and not name.endswith("num_batches_tracked")
-    return derived or is_training_state(name)
+    return derived or is_training_state(name) or name.rpartition(".")[2] in table()["layouts"]["quantised"]
 
 
 def match(state: State) -> None:

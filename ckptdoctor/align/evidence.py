@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ckptdoctor.align.names import Token, name_of
-from ckptdoctor.align.roles import kind_of, slots_of, trio_values, values_of
+from ckptdoctor.align.roles import kind_of, scope_of, slots_of, trio_values, values_of
 from ckptdoctor.align.units import OPTIONAL_ROLES, Unit, canonical_shape
 
 # One scale for all evidence; a pair is safe when the best alternative loses by MARGIN.
@@ -27,7 +28,7 @@ EXCLUDED = 12.0  # roles that exclude each other: never claimed
 _SOFT = {"side": 3.0, "modality": 3.0, "path": 2.0, "squeeze": 3.0, "branch": 2.0, "reads": 4.0, "ffn": 4.0}
 _LOCAL = 64  # units below an ancestor up to which ranks within it are told
 FEW_WORDS = 0.3
-SHAPE = 1.5  # same shape without turning
+SHAPE = 3.0  # same shape without turning
 _DECAY = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 
 
@@ -45,6 +46,7 @@ class Side:
     numbered: dict[tuple[Token, ...], frozenset[int]] = field(default_factory=dict)  # indices at a place
     family: dict[int, tuple[int, int]] = field(default_factory=dict)  # rank in, size of (skeleton, class)
     order_rank: dict[int, tuple[int, int]] = field(default_factory=dict)  # k-th of its class
+    hosts: dict[int, int] = field(default_factory=dict)  # batch norm -> the convolution that it follows
     scopes: dict[int, list[int]] = field(default_factory=dict)  # structure hashes of the ancestors
     scope_count: Counter[int] = field(default_factory=Counter)
     scope_rank: dict[int, dict[int, int]] = field(default_factory=dict)  # unit -> scope -> k-th of its like
@@ -64,7 +66,41 @@ def prepare(units: Sequence[Unit], ordered: bool) -> Side:
     _number_ranks(side)
     _families(side)
     _structure(side)
+    side.hosts = _hosts(side)
     return side
+
+
+def _hosts(side: Side) -> dict[int, int]:
+    """Which convolution a batch norm belongs to, where a module holds just one of each."""
+    parents: dict[str, list[Unit]] = defaultdict(list)
+    for unit in side.units:
+        parents[unit.path.rpartition(".")[0]].append(unit)
+    found: dict[int, int] = {}
+    for members in parents.values():
+        norms = [u for u in members if "running_mean" in u.leaves]
+        matrices = [u for u in members if side.kinds[u.index] == "matrix"]
+        if len(norms) == len(matrices) == 1:
+            found[norms[0].index] = matrices[0].index
+    return found
+
+
+def followed(side: Side) -> dict[int, int]:
+    """The same by registration order, in blocks where every batch norm directly follows a convolution
+    of its width. Only a model's own order says that; a file's may be any.
+    """
+    found = dict(side.hosts)
+    blind: set[str] = set()
+    for before, unit in pairwise([None, *side.units]):
+        if unit is None or "running_mean" not in unit.leaves:
+            continue
+        weight = None if before is None else before.leaves.get("weight")
+        width = unit.leaves["running_mean"].shape[0]
+        if before is not None and weight is not None and weight.shape[1:] and width in weight.shape[:2]:
+            found.setdefault(unit.index, before.index)
+        else:
+            blind.add(scope_of(unit))
+    scopes = {u.index: scope_of(u) for u in side.units if u.index in found}
+    return {i: host for i, host in found.items() if i in side.hosts or scopes[i] not in blind}
 
 
 def _bag(unit: Unit) -> dict[Token, float]:

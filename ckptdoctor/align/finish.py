@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckptdoctor.align import unexpected
 from ckptdoctor.align.model import Alignment, Choice, Match, Question, Unused, Verdict
-from ckptdoctor.align.names import is_derived
+from ckptdoctor.align.names import is_derived, table
 from ckptdoctor.align.orient import Chain, Pair, make_pairs, options
 from ckptdoctor.align.prefix import strips_of
 from ckptdoctor.align.units import Leaf, Unit
@@ -111,6 +111,8 @@ def leftovers(state: State) -> None:
 def _derived_elsewhere(state: State, name: str, key: str) -> None:
     """A derived buffer that the checkpoint keeps elsewhere (one a layer, say): any copy will do."""
     leaf, shape = name.rpartition(".")[2], state.target[key].shape
+    if leaf not in table()["derived"]["alike"]:
+        return
     for other, mine in state.source_names.items():
         if other.rpartition(".")[2] == leaf and state.source[mine].shape == shape and shape:
             reason = ("derived buffer: every copy holds the same values",)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align.evidence import MARGIN, ORDER, Score, Side, prepare, score
+from ckptdoctor.align.evidence import MARGIN, ORDER, Score, Side, followed, prepare, score
 from ckptdoctor.align.reporter import Reporter
 from ckptdoctor.align.solve import Solution, solve
 from ckptdoctor.align.template import Templates, compress
@@ -14,6 +14,7 @@ from ckptdoctor.align.units import Unit
 
 NULL = -0.5  # a pair below this explains less than leaving both out
 SOME = 0.75  # what a forced pair needs while other keys are left over
+HOST = 1.5  # batch norms of one convolution
 HALF = 0.5
 NEIGHBOUR = 1.0
 _LARGE_CLASS = 120
@@ -231,6 +232,11 @@ def _with_neighbours(
         for (s, t), value in scores.items():
             shared = _shared(kin_a[parents_a[s]] - {s}, kin_b[parents_b[t]] - {t}, anchors)
             boosted[s, t] = max(boosted[s, t], value + NEIGHBOUR * shared)
+    hosts_t = followed(b)
+    for s, t in scores:
+        host_s, host_t = a.hosts.get(s), hosts_t.get(t)
+        if host_s is not None and host_t is not None and anchors.get(host_s) == host_t:
+            boosted[s, t] += HOST
     return boosted
 
 

@@ -134,4 +134,19 @@ def build_units(specs: Mapping[str, TensorSpec], modules: Mapping[str, str] | No
             cls = (modules or {}).get(path, "")
             unit = units.setdefault((path, bare), Unit(len(units), path, {}, name_of(path), bare, cls))
         unit.leaves[role] = leaf_of(key, specs[key].shape)
-    return [unit.seal() for unit in units.values()]
+    return [unit.seal() for unit in _merged(list(units.values()))]
+
+
+def _merged(units: list[Unit]) -> list[Unit]:
+    """A weight and a bias that the file names apart (`query.weight`, `q_bias`) are one module's."""
+    homes: dict[tuple[object, ...], list[Unit]] = defaultdict(list)
+    for unit in units:
+        if not unit.bare and len(unit.leaves) == 1:
+            homes[unit.path.rpartition(".")[0], unit.name.steps].append(unit)
+    gone: set[int] = set()
+    for pair in homes.values():
+        if len(pair) == 2 and {r for u in pair for r in u.leaves} == {"weight", "bias"}:
+            first, second = sorted(pair, key=lambda u: "weight" not in u.leaves)
+            first.leaves.update(second.leaves)
+            gone.add(second.index)
+    return [u for u in units if u.index not in gone]
