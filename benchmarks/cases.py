@@ -40,6 +40,7 @@ class Case:
     certain: frozenset[str] = frozenset()  # where the truth is open: keys that may be claimed all the same
     family: str = ""
     kind: str = ""  # of a mutation
+    title: str = ""  # the name that the file itself gives
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -68,9 +69,10 @@ def read_cases(folder: Path) -> list[Case]:
 
 
 def case_from(data: Mapping[str, Any], name: str) -> Case:
-    """A case from its parsed JSON."""
+    """A case from its parsed JSON. One without a ground truth is run and not scored."""
+    known = data.get("ground_truth") or {"verdict": "undetectable", "mapping": {}, "dropped": {}}
     truth, unfilled = {}, {}
-    for key, entry in data["ground_truth"]["mapping"].items():
+    for key, entry in known["mapping"].items():
         if entry["op"] in UNFILLED:
             unfilled[key] = entry["op"]
         else:
@@ -82,12 +84,13 @@ def case_from(data: Mapping[str, Any], name: str) -> Case:
         data["tier"],
         tree_of(data["source"]),
         tree_of(data["target"]),
-        data["ground_truth"]["verdict"],
+        known["verdict"],
         truth,
         unfilled,
-        data["ground_truth"]["dropped"],
+        known.get("dropped") or {},
         frozenset(extra.get("allowed_certain_targets", ())),
         family=data.get("family", ""),
+        title=data.get("name", name),
         extra=extra,
     )
 

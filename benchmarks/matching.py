@@ -2,7 +2,7 @@
 
     python benchmarks/matching.py fixtures/cases
     python benchmarks/matching.py fixtures/cases --case T4_vit_timm_to_tv -v
-    python benchmarks/matching.py fixtures/cases --dump out/
+    python benchmarks/matching.py fixtures/cases --dump alignments.json
     python benchmarks/matching.py fixtures/cases --mutations 2000
 
 Exit status 1 when the engine was wrong anywhere.
@@ -108,16 +108,16 @@ def details(results: Sequence[Result], verbose: bool) -> list[str]:
     return lines
 
 
-def dump(results: Sequence[Result], folder: Path) -> None:
-    """One JSON file per case with the alignment as in ``diagnose --format json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for r in results:
-        (folder / f"{r.case.name}.json").write_text(json.dumps(dump_entry(r), indent=1) + "\n")
+def dump(results: Sequence[Result], file: Path) -> None:
+    """One JSON file: a case's name -> its alignment as in ``diagnose --format json``."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    entries = {r.case.title or r.case.name: dump_entry(r) for r in results}
+    file.write_text(json.dumps(entries, indent=1) + "\n")
 
 
 def dump_entry(r: Result) -> dict[str, object]:
     """The alignment of one case as plain data."""
-    entry: dict[str, object] = {"case": r.case.name, "outcome": r.outcome.kind, "seconds": r.seconds}
+    entry: dict[str, object] = {"file": r.case.name, "outcome": r.outcome.kind, "seconds": r.seconds}
     if r.alignment is None:
         return entry
     a = r.alignment
@@ -181,7 +181,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("dir", type=Path, help="folder of cases")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
-    parser.add_argument("--dump", type=Path, metavar="DIR", help="write each case's alignment as JSON")
+    parser.add_argument("--dump", type=Path, metavar="FILE", help="write each case's alignment as JSON")
     parser.add_argument("--mutations", type=int, default=0, metavar="N", help="also N mutated pairs, tier M")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations")
     parser.add_argument("-v", "--verbose", action="store_true", help="every case and every difference")

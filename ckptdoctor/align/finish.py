@@ -98,14 +98,31 @@ def _open_leaf(state: State, dst: Leaf, candidates: Sequence[Leaf]) -> None:
 def leftovers(state: State) -> None:
     """Derived buffers that the checkpoint has, under the same name or another."""
     used = {s for m in state.matches.values() for s in m.sources}
+    homes = _homes(state)
     for name, key in state.target_names.items():
         if key in state.matches or key in state.followers or not is_derived(name):
             continue
         mine = state.source_names.get(name)
         if mine is None:
+            parent, _, leaf = key.rpartition(".")
+            mine = f"{homes.get(parent)}.{leaf}"
+            mine = mine if mine in state.source else None
+        if mine is None:
             _derived_elsewhere(state, name, key)
         elif state.source[mine].shape == state.target[key].shape and mine not in used:
             state.matches[key] = Match(key, "safe", (mine,), (), ("same name",))
+
+
+def _homes(state: State) -> dict[str, str]:
+    """Model module -> the checkpoint's module that fills it, where that is one."""
+    found: dict[str, set[str]] = {}
+    for match in state.matches.values():
+        if match.status == "safe" and len(match.sources) == 1:
+            parent, _, leaf = match.target.rpartition(".")
+            above, _, mine = match.sources[0].rpartition(".")
+            if leaf == mine:
+                found.setdefault(parent, set()).add(above)
+    return {parent: next(iter(above)) for parent, above in found.items() if len(above) == 1}
 
 
 def _derived_elsewhere(state: State, name: str, key: str) -> None:
