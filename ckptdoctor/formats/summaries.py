@@ -56,7 +56,9 @@ def _names(names: Iterable[Any]) -> str:
     first = [str(n) for n in islice(names, SHOWN + 1) if isinstance(n, str | int) and not isinstance(n, bool)]
     if not first:
         return ""
-    return ": " + listing(first[:SHOWN], SHOWN)[:LONGEST] + (", ..." if len(first) > SHOWN else "")
+    return (
+        ": " + listing(first[:SHOWN], SHOWN)[:LONGEST].rstrip(", ") + (", ..." if len(first) > SHOWN else "")
+    )
 
 
 def _object(value: Inert) -> str:
