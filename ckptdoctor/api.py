@@ -294,8 +294,19 @@ def _target(
         return Target(model, "model")
     if isinstance(model, str | os.PathLike):
         prefer = (lambda found: _best(found, archive, decisions)) if archive is not None else None
-        return load_target(model, kwargs=kwargs, timeout=timeout, prefer=prefer)
-    return _live_target(model)
+        found = load_target(model, kwargs=kwargs, timeout=timeout, prefer=prefer)
+        return _with_settings(found, Path(os.fspath(model).partition(":")[0]).parent)
+    return _with_settings(_live_target(model), Path())
+
+
+def _with_settings(target: Target, folder: Path) -> Target:
+    """What ``[tool.ckptdoctor] renamed_from`` declares, under what the model itself declares."""
+    from ckptdoctor.settings import renamed_from
+
+    declared = renamed_from(folder if folder.is_dir() else Path())
+    if not declared:
+        return target
+    return replace(target, tree=replace(target.tree, renamed={**declared, **target.tree.renamed}))
 
 
 def _live_target(model: torch.nn.Module) -> Target:

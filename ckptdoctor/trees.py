@@ -60,6 +60,7 @@ class ParamTree:
     ``modules`` maps a module's path to its class name (a live model knows it, a file does not).
     ``extra`` holds state-dict entries that are no tensors (``_extra_state``), described in words.
     ``transient`` holds non-persistent buffers: in the model, never in its state dict.
+    ``renamed`` holds what a model declares of older checkpoints: pattern of its keys -> their old names.
     """
 
     specs: Mapping[str, TensorSpec]
@@ -68,6 +69,7 @@ class ParamTree:
     versions: Mapping[str, int] = field(default_factory=dict)  # `_metadata`, by module path
     extra: Mapping[str, str] = field(default_factory=dict)
     transient: Mapping[str, TensorSpec] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.specs)

@@ -23,6 +23,7 @@ def declared(state: State) -> None:
     _choose(state)
     _rename(state)
     _reinit(state)
+    _known_renames(state)
 
 
 def of_kind(decisions: Sequence[Decision], kind: str) -> list[str]:
@@ -67,6 +68,24 @@ def _rename(state: State) -> None:
             raise DecisionError(f"rename={printable(text)}: `{printable(start)}` matches no checkpoint key")
         for mine, theirs in pairs.items():
             _pin(state, text, mine, theirs)
+
+
+def _known_renames(state: State) -> None:
+    """Old names that the model or its project declares (``renamed_from``).
+
+    Unlike a decision they may fit nothing: a newer checkpoint has the new names already.
+    """
+    mine = {strip_key(k): k for k in state.source.specs if k not in state.unused}
+    theirs = {strip_key(k): k for k in state.target.specs if k not in state.matches}
+    for new, old in state.target.renamed.items():
+        for name, other in _renames(old, new, mine).items():
+            key, source = theirs.get(other), mine[name]
+            if key is None or key in state.matches or other in mine:
+                continue
+            chains = options(Leaf((source,), state.source[source].shape), state.target[key].shape)
+            if chains:
+                why = (f"declared: renamed_from {new} = {old}",)
+                state.matches[key] = Match(key, "safe", (source,), chains[0], why)
 
 
 def _renames(start: str, end: str, keys: Iterable[str]) -> dict[str, str]:

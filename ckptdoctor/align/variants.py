@@ -12,6 +12,7 @@ from ckptdoctor.align.units import Unit
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
 
+FEW = 12  # tensors below which a share says nothing
 LITTLE = 0.5  # share of the tensors of either side below which it is another architecture
 WIDE = 0.1  # share of units that may disagree before it is another model
 
@@ -21,9 +22,12 @@ def families(state: State) -> None:
     targets = {u.index: u for u in state.targets}
     sources = {u.index: u for u in state.sources}
     for s, _, t, _ in state.matching.uneven:
-        here, there = _blocks(state.sources, sources[s]), _blocks(state.targets, targets[t])
+        mine, theirs = sources.get(s), targets.get(t)
+        if mine is None or theirs is None:  # taken apart since, tensor by tensor
+            continue
+        here, there = _blocks(state.sources, mine), _blocks(state.targets, theirs)
         if here != there:
-            _refuse_depth(state, sources[s], here, there)
+            _refuse_depth(state, mine, here, there)
             return
     matched_t = [targets[t] for t in state.matching.certain]
     matched_s = [sources[s] for s in state.matching.certain.values()]
@@ -37,11 +41,10 @@ def families(state: State) -> None:
                 continue
             lonely = next(u for u in deep if _block(u))
             twin = _twin(state, lonely, matched, other)
-            mine, theirs = state.sources, state.targets
             if deep is deep_s:
-                here, there = _blocks(mine, lonely), _blocks(theirs, twin)
+                here, there = _blocks(state.sources, lonely), _blocks(state.targets, twin)
             else:
-                here, there = _blocks(mine, twin), _blocks(theirs, lonely)
+                here, there = _blocks(state.sources, twin), _blocks(state.targets, lonely)
             if here != there:
                 _refuse_depth(state, lonely, here, there)
                 return
@@ -143,7 +146,7 @@ def little_fits(state: State) -> None:
     used_t = set(m.certain) | set(m.open)
     mine = sum(len(sources[i].whole) for i in used_s), sum(len(u.whole) for u in state.sources)
     theirs = sum(len(targets[i].whole) for i in used_t), sum(len(u.whole) for u in state.targets)
-    if state.refusal or not mine[1] or not theirs[1]:
+    if state.refusal or min(mine[1], theirs[1]) < FEW:
         return
     if mine[0] < LITTLE * mine[1] and theirs[0] < LITTLE * theirs[1]:
         refuse(

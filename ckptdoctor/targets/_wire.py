@@ -16,6 +16,7 @@ def encode(tree: ParamTree) -> dict[str, Any]:
         "versions": dict(tree.versions),
         "extra": dict(tree.extra),
         "transient": _rows(tree.transient),
+        "renamed": dict(tree.renamed),
     }
 
 
@@ -28,6 +29,7 @@ def decode(data: Mapping[str, Any]) -> ParamTree:
         versions=data["versions"],
         extra=data["extra"],
         transient=_specs(data["transient"]),
+        renamed=data["renamed"],
     )
 
 

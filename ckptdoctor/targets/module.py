@@ -56,7 +56,29 @@ def _snapshot(model: torch.nn.Module) -> ParamTree:
         versions=_versions(state),
         extra={str(k): describe(v) for k, v in state.items() if not isinstance(v, torch.Tensor)},
         transient={k: read(t, "buffer") for k, t in transient.items() if k not in state},
+        renamed=_renamed(model),
     )
+
+
+def _renamed(model: torch.nn.Module) -> dict[str, str]:
+    """What modules declare in ``ckptdoctor_renamed_from = {"new": "old"}``, relative to themselves."""
+    found: dict[str, str] = {}
+    for path, module in walk_modules(model):
+        declared = vars(type(module)).get("ckptdoctor_renamed_from") or vars(module).get(
+            "ckptdoctor_renamed_from"
+        )
+        if declared is None:
+            continue
+        if not isinstance(declared, Mapping) or not all(
+            isinstance(text, str) for row in declared.items() for text in row
+        ):
+            raise TargetError(
+                f"{class_name(module)}.ckptdoctor_renamed_from must map new names to old ones, "
+                f'{{"stages.{{i}}.**": "layer{{i+1}}.**"}}; it is {describe(declared)}'
+            )
+        dot = f"{path}." if path else ""
+        found |= {dot + new: dot + old for new, old in declared.items()}
+    return found
 
 
 def class_lines(model: torch.nn.Module) -> dict[str, str]:

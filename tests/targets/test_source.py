@@ -1,7 +1,6 @@
 """Models named in source: what is built, and what each way to fail says."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -189,10 +188,8 @@ def test_meta_and_cpu_builds_agree_with_torch(write: Write) -> None:
 
 def test_missing_file(write: Write) -> None:
     write(NET)
-    start = time.monotonic()
     assert error("modle.py:Net") == "modle.py does not exist; beside it there is `model.py`"
     assert error("no/where.py") == "no/where.py does not exist: there is no folder no"
-    assert time.monotonic() - start < 0.5
 
 
 def test_syntax_error(write: Write) -> None:
@@ -426,24 +423,3 @@ def test_a_stray_library_in_the_working_directory_is_not_taken_for_ours(write: W
     write("raise RuntimeError('the wrong torch')", "torch.py", "")
     write(NET, "nets/model.py")
     assert shapes(load_target("nets/model.py:Net")) == NET_SHAPES
-
-
-def test_faster_than_importing_torch_and_some(write: Write) -> None:
-    write(
-        NET
-        + "model = nn.Sequential(*[nn.Sequential(nn.Conv2d(9, 9, 3), nn.BatchNorm2d(9)) for _ in range(60)])"
-    )
-    code = "from ckptdoctor.targets import load_target; assert len(load_target('model.py:model').tree) == 420"
-
-    def best(source: str) -> float:
-        times = []
-        for _ in range(2):
-            before = os.times()
-            subprocess.run([sys.executable, "-c", source], check=True)
-            after = os.times()
-            times.append(
-                after.children_user + after.children_system - before.children_user - before.children_system
-            )
-        return min(times)
-
-    assert best(code) <= 1.25 * best("import torch")

@@ -1,0 +1,45 @@
+"""``[tool.ckptdoctor]`` of the nearest pyproject.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from ckptdoctor.errors import SettingsError
+
+
+def find_settings(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The nearest ``pyproject.toml`` at or above ``folder`` that has the table, and the table.
+
+    Raises :class:`SettingsError` for one that is no TOML.
+    """
+    for place in (folder.resolve(), *folder.resolve().parents):
+        file = place / "pyproject.toml"
+        if not file.is_file():
+            continue
+        try:
+            table = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("ckptdoctor")
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{file}: {error}") from None
+        if isinstance(table, dict):
+            return file, table
+    return None
+
+
+def renamed_from(folder: Path) -> dict[str, str]:
+    """``renamed_from``: pattern of the model's keys -> what they were called in older checkpoints.
+
+    Raises :class:`SettingsError` when it is anything else than texts to texts.
+    """
+    found = find_settings(folder)
+    if found is None:
+        return {}
+    file, table = found
+    declared = table.get("renamed_from", {})
+    if not isinstance(declared, dict) or not all(isinstance(v, str) for v in declared.values()):
+        raise SettingsError(
+            f"{file}: [tool.ckptdoctor] renamed_from must be a table of new names to old ones, such as "
+            '"stages.{i}.**" = "layer{i+1}.**"'
+        )
+    return declared
