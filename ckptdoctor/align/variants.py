@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 FEW = 12  # tensors below which a share says nothing
 LITTLE = 0.5  # share of the tensors of either side below which it is another architecture
+PART = 0.75  # the same where hardly a name is the same
+MIXED = 0.25  # tensors of one name and another shape, as a share of those that match
 WIDE = 0.1  # share of units that may disagree before it is another model
 
 
@@ -131,14 +133,14 @@ def variant(state: State) -> None:
     wrong_shape, ratios = _disagreeing(state, matched)
     partial = _partial(state)
     units = max(len(state.targets), 1)
-    if len(wrong_shape) > max(3, WIDE * units):
+    if len(wrong_shape) > max(3, min(WIDE * units, MIXED * len(matched))):
         refuse(state, _ratio_words(ratios, len(wrong_shape)))
     elif len(partial) > max(2, WIDE * units):
         refuse(state, _partial_words(state, partial))
 
 
 def little_fits(state: State) -> None:
-    """Less than half of the model is filled, by less than half of the checkpoint: a chance hit."""
+    """Too small a part of the model is filled, by too small a part of the checkpoint: a chance hit."""
     m = state.matching
     targets = {u.index: u for u in state.targets}
     sources = {u.index: u for u in state.sources}
@@ -148,7 +150,9 @@ def little_fits(state: State) -> None:
     theirs = sum(len(targets[i].whole) for i in used_t), sum(len(u.whole) for u in state.targets)
     if state.refusal or min(mine[1], theirs[1]) < FEW:
         return
-    if mine[0] < LITTLE * mine[1] and theirs[0] < LITTLE * theirs[1]:
+    named = state.base.exact >= LITTLE * min(mine[1], theirs[1])
+    least = LITTLE if named else PART
+    if mine[0] < least * mine[1] and theirs[0] < least * theirs[1]:
         refuse(
             state,
             f"little fits: {mine[0]} of the checkpoint's {mine[1]} tensors have the shapes of {theirs[0]} of "
