@@ -144,7 +144,7 @@ def little_fits(state: State) -> None:
     m = state.matching
     targets = {u.index: u for u in state.targets}
     sources = {u.index: u for u in state.sources}
-    used_s = set(m.certain.values()) | {c for cs in m.open.values() for c in cs}
+    used_s = set(m.certain.values()) | {cs[0] for cs in m.open.values()}
     used_t = set(m.certain) | set(m.open)
     mine = sum(len(sources[i].whole) for i in used_s), sum(len(u.whole) for u in state.sources)
     theirs = sum(len(targets[i].whole) for i in used_t), sum(len(u.whole) for u in state.targets)
