@@ -6,6 +6,7 @@ To add a wrapper, add a row. A segment is removed only where the bare tree does 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ WRAPPERS: tuple[Wrapper, ...] = (
     Wrapper("_module", "Opacus GradSampleModule", False),
 )
 BY_SEGMENT = {w.segment: w for w in WRAPPERS}
+# A cheap first look: most keys carry no wrapper at all.
+_WRAPPED = re.compile(rf"(?:^|\.)(?:{'|'.join(BY_SEGMENT)})(?:\.|$)").search
 
 
 def strip_key(key: str, own: frozenset[str] = frozenset()) -> str:
@@ -39,6 +42,8 @@ def strip_key(key: str, own: frozenset[str] = frozenset()) -> str:
     >>> strip_key("sa1.mlp_module.layer0.weight")
     'sa1.mlp_module.layer0.weight'
     """
+    if not _WRAPPED(key):
+        return key
     out: list[str] = []
     for segment in key.split("."):
         wrapper = BY_SEGMENT.get(segment)

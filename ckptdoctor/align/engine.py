@@ -68,10 +68,10 @@ def to_one_space(state: State) -> None:
         names_t = {k: k for k in facts.open_target(state)}
     names_s = {n: ks[-1] if n in names_t and n in ks else ks[0] for n, ks in mine.names.items()}
     state.followers = finish.followers(state.target, names_s)
-    state.base = find_base(
-        {n: state.source[k].shape for n, k in names_s.items()},
-        {n: state.target[k].shape for n, k in names_t.items()},
-    )
+    shapes_s = {n: state.source[k].shape for n, k in names_s.items()}
+    shapes_t = {n: state.target[k].shape for n, k in names_t.items()}
+    # Nothing is to be found, and it would take long, where all names and shapes agree already.
+    state.base = Base("", "", len(shapes_t)) if shapes_s == shapes_t else find_base(shapes_s, shapes_t)
     state.source_names = {relative_name(n, state.base.source): k for n, k in names_s.items()}
     state.target_names = {relative_name(n, state.base.target): k for n, k in names_t.items()}
 
