@@ -119,17 +119,43 @@ def _bag(unit: Unit) -> dict[Token, float]:
 def _number_ranks(side: Side) -> None:
     """Each number of a path as (rank, count) among the numbers that stand at its place."""
     seen: dict[tuple[Token, ...], set[int]] = defaultdict(set)
+    deeper: dict[tuple[Token, ...], set[bool]] = defaultdict(set)
     for unit in side.units:
         flat = unit.name.steps
         for i, token in enumerate(flat):
             if isinstance(token, int):
                 seen[flat[:i]].add(token)
+                deeper[flat[:i]].add(i + 1 < len(flat) and isinstance(flat[i + 1], int))
+    # Blocks and chunks of the same blocks side by side (`layers.3`, `layers.2.4`) have no common count.
+    for prefix, kinds in deeper.items():
+        if len(kinds) > 1 and _chunks_beside_blocks(side, prefix):
+            del seen[prefix]
     side.numbered = {prefix: frozenset(ns) for prefix, ns in seen.items()}
     place = {prefix: {n: r for r, n in enumerate(sorted(ns))} for prefix, ns in seen.items()}
     for unit in side.units:
         flat = unit.name.steps
-        pairs = [(place[flat[:i]][t], len(place[flat[:i]])) for i, t in enumerate(flat) if isinstance(t, int)]
+        pairs = [
+            (place[flat[:i]][t], len(place[flat[:i]]))
+            for i, t in enumerate(flat)
+            if isinstance(t, int) and flat[:i] in place
+        ]
         side.ranks[unit.index] = tuple(p for p in pairs if p[1] > 1)
+
+
+def _chunks_beside_blocks(side: Side, prefix: tuple[Token, ...]) -> bool:
+    """Whether some numbered child holds what others hold one numbered level deeper."""
+    n = len(prefix)
+    near: dict[Token, Counter[object]] = defaultdict(Counter)
+    far: dict[tuple[Token, ...], Counter[object]] = defaultdict(Counter)
+    for unit in side.units:
+        steps = unit.name.steps
+        if len(steps) <= n + 1 or steps[:n] != prefix or not isinstance(steps[n], int):
+            continue
+        if isinstance(steps[n + 1], int):
+            far[steps[: n + 2]][unit.exact] += 1
+        else:
+            near[steps[n]][unit.exact] += 1
+    return any(x.total() > 1 and x == y for x in near.values() for y in far.values())
 
 
 def _families(side: Side) -> None:
@@ -167,7 +193,7 @@ def _structure(side: Side) -> None:
     places: dict[int, dict[int, tuple[Token, ...]]] = defaultdict(dict)
     for prefix, total in sums.items():
         if size[prefix] > 1:
-            places[total].setdefault(first[prefix], prefix)
+            places[total][first[prefix]] = prefix  # of a chain of ancestors the innermost
     side.scope_count = Counter({total: len(found) for total, found in places.items()})
     ranks = _scope_ranks(places)
     for unit in side.units:

@@ -12,7 +12,6 @@ from ckptdoctor.align.units import Unit
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
 
-FEW = 12  # tensors below which a share says nothing
 LITTLE = 0.5  # share of the tensors of either side below which it is another architecture
 PART = 0.75  # the same where hardly a name is the same
 MIXED = 0.25  # tensors of one name and another shape, as a share of those that match
@@ -146,9 +145,12 @@ def little_fits(state: State) -> None:
     sources = {u.index: u for u in state.sources}
     used_s = set(m.certain.values()) | {cs[0] for cs in m.open.values()}
     used_t = set(m.certain) | set(m.open)
+    names = {u.path for u in state.sources} & {u.path for u in state.targets}
+    used_s |= {u.index for u in state.sources if u.path in names}  # a head with other rows fits by name
+    used_t |= {u.index for u in state.targets if u.path in names}
     mine = sum(len(sources[i].whole) for i in used_s), sum(len(u.whole) for u in state.sources)
     theirs = sum(len(targets[i].whole) for i in used_t), sum(len(u.whole) for u in state.targets)
-    if state.refusal or min(mine[1], theirs[1]) < FEW:
+    if state.refusal or not mine[1] or not theirs[1]:
         return
     named = state.base.exact >= LITTLE * min(mine[1], theirs[1])
     least = LITTLE if named else PART
