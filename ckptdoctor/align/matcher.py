@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align.evidence import MARGIN, ORDER, Score, Side, followed, prepare, score
+from ckptdoctor.align.evidence import MARGIN, Score, score
 from ckptdoctor.align.reporter import Reporter
+from ckptdoctor.align.sides import Side, followed, prepare
 from ckptdoctor.align.solve import Solution, solve
 from ckptdoctor.align.template import Templates, compress
 from ckptdoctor.align.units import Unit
@@ -297,6 +298,3 @@ def _stands(plain: Solution, s: int, t: int) -> bool:
 def _choices(best: int, rivals: list[tuple[int, float]]) -> list[int]:
     others = [s for s, _ in rivals if s != best]
     return [best, *others[:7]]
-
-
-__all__ = ["NULL", "ORDER", "Matching", "match_units"]
