@@ -6,11 +6,11 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align import unexpected
-from ckptdoctor.align.model import Alignment, Choice, Match, Question, Unused, Verdict
+from ckptdoctor.align.model import Alignment, Choice, Match, Unused, Verdict
 from ckptdoctor.align.names import is_derived, table
-from ckptdoctor.align.orient import Chain, Pair, make_pairs, options
+from ckptdoctor.align.orient import Chain, Pair, options
 from ckptdoctor.align.prefix import strips_of
-from ckptdoctor.align.units import Leaf, Unit
+from ckptdoctor.align.units import Leaf
 from ckptdoctor.trees import ParamTree
 from ckptdoctor.wrappers import strip_key
 
@@ -204,6 +204,3 @@ def _verdict(state: State) -> Verdict:
         return "undecided"
     same = all(m.sources == (m.target,) and not m.ops for m in state.matches.values())
     return "compatible" if same and not state.unused else "repairable"
-
-
-__all__ = ["Question", "Unit", "make_pairs"]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from ckptdoctor.align.model import Strip
 from ckptdoctor.align.units import Shape, canonical_shape
-from ckptdoctor.trees import TensorSpec
 from ckptdoctor.wrappers import BY_SEGMENT, strip_key, wrapper_counts
 
 _MOST = 32  # prefixes tried a side
@@ -126,8 +125,3 @@ def strips_of(keys: Iterable[str], base: Base) -> tuple[Strip, ...]:
         count = sum(strip_key(k).startswith(base.source + ".") for k in keys)
         found.append(Strip(base.source, "", False, count))
     return tuple(found)
-
-
-def shapes(specs: Mapping[str, TensorSpec]) -> dict[str, Shape]:
-    """Key -> shape."""
-    return {k: s.shape for k, s in specs.items()}

@@ -87,7 +87,7 @@ def questions(state: State) -> list[Question]:
     missing = [m for m in state.matches.values() if m.status == "missing" and m.target not in spoken]
     same = _namesakes(state)
     mismatched = [m.target for m in missing if m.target in same]
-    found += _shape_questions(state, mismatched)
+    found += _shape_questions(mismatched)
     found += _missing_questions([m.target for m in missing if m.target not in set(mismatched)])
     found += _open_questions(state, spoken)
     loose = [u.source for u in state.unused.values() if not u.decided and u.reason.startswith("nothing")]
@@ -122,39 +122,26 @@ def _namesakes(state: State) -> dict[str, str]:
     return found
 
 
-def _shape_questions(state: State, keys: list[str]) -> list[Question]:
-    found = []
-    for group in _by_parent(keys).values():
-        flag = _pattern(group)
-        found.append(
-            Question(
-                "shape",
-                f"`{_stem(group)}` has another shape in the model",
-                tuple(group),
-                (),
-                ("no repair keeps the trained values, so none is chosen for you",),
-                ((f"--reinit '{flag}'", "keep the model's initial values"),),
-            )
-        )
-    return found
+def _shape_questions(keys: list[str]) -> list[Question]:
+    note = "no repair keeps the trained values, so none is chosen for you"
+    return [
+        _reinit_question("shape", f"`{_stem(group)}` has another shape in the model", group, (note,))
+        for group in _by_parent(keys).values()
+    ]
 
 
 def _missing_questions(keys: list[str]) -> list[Question]:
     found = []
     for group in _by_parent(keys).values():
-        flag = _pattern(group)
         are = "1 model key is" if len(group) == 1 else f"{len(group)} model keys are"
-        found.append(
-            Question(
-                "missing",
-                f"{are} not in the checkpoint, under `{_stem(group)}`",
-                tuple(group),
-                (),
-                (),
-                ((f"--reinit '{flag}'", "keep the model's initial values"),),
-            )
-        )
+        title = f"{are} not in the checkpoint, under `{_stem(group)}`"
+        found.append(_reinit_question("missing", title, group, ()))
     return found
+
+
+def _reinit_question(kind: str, title: str, group: list[str], notes: tuple[str, ...]) -> Question:
+    flag = (f"--reinit '{_pattern(group)}'", "keep the model's initial values")
+    return Question(kind, title, tuple(group), (), notes, (flag,))
 
 
 def _open_questions(state: State, spoken: set[str]) -> list[Question]:
