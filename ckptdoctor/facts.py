@@ -65,8 +65,8 @@ def facts_of(entries: Mapping[Any, Any], where: str) -> tuple[Fact, ...]:
 
 
 def is_number(value: Any) -> bool:
-    """A finite number of sane size; a flag counts as 0 or 1."""
-    return isinstance(value, int | float) and abs(value) < 1 << 48
+    """A finite number of sane size, 0 or more; a flag counts as 0 or 1."""
+    return isinstance(value, int | float) and 0 <= value < 1 << 48
 
 
 def agreed(found: Iterable[Fact]) -> tuple[Fact, ...]:

@@ -234,7 +234,7 @@ def _ask(state: State, crossing: Crossing) -> None:
     if crossing.open:
         wanted = sorted(recipe_facts(recipe, crossing.needs))
         title = f"{recipe.title}: {', '.join(sorted(crossing.needs))} must be known, and no shape shows it"
-        notes = (recipe.note, *([crossing.conflict] if crossing.conflict else []))
+        notes = (recipe.note, *facts.conflicts(state, wanted), *filter(None, [crossing.conflict]))
         flags = tuple((f"--value {name}=N", "or a config.json beside the checkpoint") for name in wanted)
         state.questions.append(Question("recipe", title, tuple(crossing.open), (), notes, flags))
     if crossing.lost:

@@ -47,6 +47,16 @@ def known(state: State) -> dict[str, Fact]:
     return {**found, **said}
 
 
+def conflicts(state: State, names: Iterable[str]) -> list[str]:
+    """One sentence for each of these facts on which the files and the model disagree."""
+    found = []
+    for name in names:
+        said = {f.where: f.value for f in (*state.source.facts, *state.target.facts) if f.name == name}
+        if len(set(said.values())) > 1:
+            found.append(f"{name} is " + ", ".join(f"{v:g} by {where}" for where, v in said.items()))
+    return found
+
+
 def _select(pattern: str, keys: Iterable[str], what: str) -> list[str]:
     found = [k for k in keys if matches(pattern, k)]
     if not found:
