@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align import facts
+from ckptdoctor.align.chosen import is_declared
 from ckptdoctor.align.model import Choice, Match, Question
 from ckptdoctor.align.units import Unit
 from ckptdoctor.wrappers import strip_key
@@ -22,7 +23,7 @@ def take_back(
     """Turn claims into open questions; what was claimed stays the first choice."""
     for key in keys:
         match = state.matches.get(key)
-        if match is not None and (match.status == "kept" or _declared(match)):
+        if match is not None and (match.status == "kept" or is_declared(match)):
             continue
         extra = (more or {}).get(key, [])
         choices: list[Choice] = list(match.choices) if match is not None else []
@@ -193,12 +194,8 @@ def refuse(state: State, why: str) -> None:
     state.refusal = state.refusal or why
     state.reporter.refused(why)
     for key, match in list(state.matches.items()):
-        if match.status != "kept" and not _declared(match):
+        if match.status != "kept" and not is_declared(match):
             state.matches[key] = Match(key, "missing", evidence=("no repair is offered: " + why,))
-
-
-def _declared(match: Match) -> bool:
-    return any(e.startswith("declared:") for e in match.evidence)
 
 
 def adapters(state: State) -> None:

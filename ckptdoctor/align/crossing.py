@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align import facts
+from ckptdoctor.align.chosen import is_declared
 from ckptdoctor.align.expressions import UnevenError, UnknownValueError, names_in, substitute
 from ckptdoctor.align.model import Choice, Match, Question
 from ckptdoctor.align.quantities import Values, solve_values
@@ -264,7 +265,8 @@ def unexplained(state: State) -> None:
 
     for crossing in state.suspects:
         recipe = crossing.recipe
-        keys = [k for k in crossing.hidden() if k in state.matches and state.matches[k].status == "safe"]
+        known = {k: state.matches[k] for k in crossing.hidden() if k in state.matches}
+        keys = [k for k, m in known.items() if m.status == "safe" and not is_declared(m)]
         if not keys or recipe.name in state.crossed or facts.accepted(state, f"{recipe.name}-layout"):
             continue
         title = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align import checks, crossing, facts, finish, layouts, variants
+from ckptdoctor.align import checks, chosen, crossing, facts, finish, layouts, variants
 from ckptdoctor.align.compose import compose, fold_weight_norm, stack_experts
 from ckptdoctor.align.crossing import Crossing
 from ckptdoctor.align.matcher import Matching, match_units
@@ -162,6 +162,7 @@ PASSES = (
     facts.declared,
     crossing.cross,
     to_one_space,
+    chosen.resized,
     same_names,
     make_units,
     match,
@@ -171,6 +172,7 @@ PASSES = (
     orient,
     finish.write_matches,
     finish.leftovers,
+    chosen.relaid,
     checks.adapters,
     layouts.invisible,
     crossing.unexplained,
@@ -184,4 +186,5 @@ PASSES = (
     finish.fill_ties,
     finish.account,
     finish.ask,
+    chosen.answered,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ckptdoctor.align.chosen import chosen_match, op_for
 from ckptdoctor.align.model import Match, Unused
 from ckptdoctor.align.orient import options
 from ckptdoctor.align.units import Leaf
@@ -120,15 +121,20 @@ def _renames(start: str, end: str, keys: Iterable[str]) -> dict[str, str]:
 def _pin(state: State, text: str, mine: str, theirs: str) -> None:
     if theirs not in state.target:
         raise DecisionError(f"rename={printable(text)}: the model has no key `{printable(theirs)}`")
+    if theirs in state.matches:
+        raise DecisionError(f"rename={printable(text)}: `{printable(theirs)}` is filled by two renames")
+    decision = op_for(state, theirs)
+    if decision is not None:
+        state.matches[theirs] = chosen_match(state, theirs, (mine,), decision)
+        return
     have, want = state.source[mine].shape, state.target[theirs].shape
     chains = options(Leaf((mine,), have), want)
     if not chains:
         raise DecisionError(
             f"rename={printable(text)}: `{printable(mine)}` has shape {list(have)}, "
-            f"the model's `{printable(theirs)}` {list(want)}"
+            f"the model's `{printable(theirs)}` {list(want)}; say how to make it fit: "
+            f"--op '{printable(theirs)}=OPS'"
         )
-    if theirs in state.matches:
-        raise DecisionError(f"rename={printable(text)}: `{printable(theirs)}` is filled by two renames")
     state.matches[theirs] = Match(theirs, "safe", (mine,), chains[0], (f"declared: rename={text}",))
 
 

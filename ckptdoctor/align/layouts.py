@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ckptdoctor.align import facts
 from ckptdoctor.align.checks import take_back
+from ckptdoctor.align.chosen import is_declared
 from ckptdoctor.align.model import Question
 from ckptdoctor.align.names import Token, table, words
 from ckptdoctor.align.roles import values_of
@@ -60,6 +61,7 @@ def _patches_crossed(u: Unit, v: Unit) -> bool:
 
 def _question(state: State, pairs: list[tuple[Unit, Unit]], kind: str, title: str, note: str) -> None:
     keys = [state.target_names[n] for _, v in pairs for leaf in v.leaves.values() for n in leaf.keys]
+    keys = [k for k in keys if k not in state.matches or not is_declared(state.matches[k])]
     if not keys or facts.accepted(state, f"{kind}-layout"):
         return
     take_back(state, keys, title)

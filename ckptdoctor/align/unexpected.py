@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align.model import Match, Question
 from ckptdoctor.align.names import is_derived, is_training_state, table
+from ckptdoctor.align.offers import offers
 from ckptdoctor.align.prefix import relative_name
 from ckptdoctor.wrappers import strip_key
 
@@ -23,13 +25,27 @@ def reasons(state: State, keys: Iterable[str], used: set[str]) -> dict[str, tupl
     """Key -> reason and whether it is good enough to leave the key unused without asking."""
     alive = {part for key in used for part in _parents(strip_key(key))}
     twins = {state.target[k].shape: leader for k, leader in state.followers.items()}
-    fresh = _reinitialised(state)
+    fresh, copies = _reinitialised(state), _copies(state)
+    known = {key: ("its model key keeps its initial values, as decided", True) for key in fresh}
+    known |= {key: (f"{TIED_COPY}`{leader}`", True) for key, leader in copies.items()}
     return {
-        key: ("its model key keeps its initial values, as decided", True)
-        if key in fresh and not state.refusal
-        else _reason(state, key, alive, twins)
+        key: known[key] if key in known and not state.refusal else _reason(state, key, alive, twins)
         for key in keys
     }
+
+
+def _copies(state: State) -> dict[str, str]:
+    """Checkpoint keys named like a tied key of the model whose tensor is filled from its partner's."""
+    found = {}
+    for name, key in state.target_names.items():
+        mine, match = state.source_names.get(name), state.matches.get(key)
+        if mine is None or match is None or not match.evidence or len(match.sources) != 1:
+            continue
+        tied, _, leader = match.evidence[0].partition("tied to ")
+        alike = state.source[mine].shape == state.source[match.sources[0]].shape
+        if not tied and leader and alike and mine != match.sources[0]:
+            found[mine] = leader.strip("`")
+    return found
 
 
 def _reinitialised(state: State) -> set[str]:
@@ -86,12 +102,14 @@ def questions(state: State) -> list[Question]:
     found = []
     missing = [m for m in state.matches.values() if m.status == "missing" and m.target not in spoken]
     same = _namesakes(state)
-    mismatched = [m.target for m in missing if m.target in same]
-    found += _shape_questions(mismatched)
+    later = {k for group in state.target.ties for k in group[1:] if group[0] in same}
+    mismatched = [m.target for m in missing if m.target in same and m.target not in later]
+    missing = [m for m in missing if m.target not in later]
+    found += _shape_questions(state, {k: same[k] for k in mismatched})
     found += _missing_questions([m.target for m in missing if m.target not in set(mismatched)])
     found += _open_questions(state, spoken)
     loose = [u.source for u in state.unused.values() if not u.decided and u.reason.startswith("nothing")]
-    namesakes = {same.get(m.target) for m in missing}
+    namesakes = {same.get(k) for k in (*(m.target for m in missing), *later)}
     loose = [k for k in loose if k not in namesakes]
     for group in _by_parent(loose).values():
         flag = _pattern(group)
@@ -122,12 +140,15 @@ def _namesakes(state: State) -> dict[str, str]:
     return found
 
 
-def _shape_questions(keys: list[str]) -> list[Question]:
+def _shape_questions(state: State, pairs: Mapping[str, str]) -> list[Question]:
     note = "no repair keeps the trained values, so none is chosen for you"
-    return [
-        _reinit_question("shape", f"`{_stem(group)}` has another shape in the model", group, (note,))
-        for group in _by_parent(keys).values()
-    ]
+    found = []
+    for group in _by_parent(pairs).values():
+        title = f"`{_stem(group)}` has another shape in the model"
+        question = _reinit_question("shape", title, group, (note,))
+        more = offers(state, {k: pairs[k] for k in group})
+        found.append(replace(question, flags=(*question.flags, *more)))
+    return found
 
 
 def _missing_questions(keys: list[str]) -> list[Question]:
