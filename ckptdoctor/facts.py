@@ -31,6 +31,9 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "mp_num": (),
     "lora_alpha": (),
     "lora_rank": ("lora_r",),
+    "use_rslora": (),
+    "use_dora": (),
+    "fan_in_fan_out": (),
     "batch_norm_eps": ("bn_eps",),
 }  # fmt: skip
 

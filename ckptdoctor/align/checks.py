@@ -166,8 +166,9 @@ def rivals(state: State) -> None:
 
 def partly_used(state: State) -> None:
     """A module's tensors travel together: where only some found their place, none is certain."""
-    used = {s for m in state.matches.values() if m.status == "safe" for s in m.sources}
-    filled = {k for k, m in state.matches.items() if m.status == "safe"}
+    folded = {k for keys in state.folds.values() for k in keys}  # asked about once, elsewhere
+    filled = {k for k, m in state.matches.items() if m.status == "safe" or k in folded}
+    used = {s for k in filled for s in _all_sources(state.matches[k])}
     keys: set[str] = set()
     twins = {state.target[k].shape for k in state.followers}
     for unit in state.whole_sources:
@@ -181,6 +182,10 @@ def partly_used(state: State) -> None:
             keys |= set(theirs) & filled
     if keys:
         take_back(state, sorted(keys), "only some of this module's tensors have a partner")
+
+
+def _all_sources(match: Match) -> tuple[str, ...]:
+    return match.sources or tuple(s for c in match.choices for s in c.sources)
 
 
 def refused(state: State) -> None:

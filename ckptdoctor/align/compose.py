@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from ckptdoctor.align.folds import norm_dim
 from ckptdoctor.align.names import name_of
 from ckptdoctor.align.roles import trio_parts, values_of
 from ckptdoctor.align.units import Leaf, Unit
@@ -97,20 +98,12 @@ def fold_weight_norm(sources: list[Unit], targets: Sequence[Unit]) -> list[Unit]
         g, v = unit.leaves.get("weight_g"), unit.leaves.get("weight_v")
         if g is None or v is None or "weight" in unit.leaves:
             continue
-        dim = _norm_dim(g.shape, v.shape)
+        dim = norm_dim(g.shape, v.shape)
         if dim is not None:
             del unit.leaves["weight_g"], unit.leaves["weight_v"]
             unit.leaves["weight"] = Leaf((*g.keys, *v.keys), v.shape, (f"weight_norm({dim})",))
             unit.seal()
     return sources
-
-
-def _norm_dim(g: tuple[int, ...], v: tuple[int, ...]) -> int | None:
-    """The dimension that keeps its own magnitudes; None when the shapes leave it open."""
-    if len(g) != len(v):
-        return None
-    fitting = [d for d in range(len(v)) if g[d] == v[d] and all(n == 1 for i, n in enumerate(g) if i != d)]
-    return fitting[0] if len(fitting) == 1 else None
 
 
 def stack_experts(sources: list[Unit], targets: Sequence[Unit]) -> list[Unit]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align import checks, chosen, crossing, facts, finish, layouts, variants
+from ckptdoctor.align import checks, chosen, crossing, facts, finish, folds, layouts, variants
 from ckptdoctor.align.compose import compose, fold_weight_norm, stack_experts
 from ckptdoctor.align.crossing import Crossing
 from ckptdoctor.align.matcher import Matching, match_units
@@ -44,6 +44,7 @@ class State:
     warnings: list[str] = field(default_factory=list)
     refusal: str = ""
     crossed: tuple[str, ...] = ()  # recipes that explained their part of both trees
+    folds: dict[str, list[str]] = field(default_factory=dict)  # reparametrisation -> model keys
     suspects: list[Crossing] = field(default_factory=list)  # those whose names fit and no more
     reporter: Reporter = field(default_factory=Reporter)
 
@@ -107,6 +108,8 @@ def make_units(state: State) -> None:
     state.sources = build_units(mine)
     state.targets = build_units(theirs, classes)
     state.sources = fold_weight_norm(state.sources, state.targets)
+    folds.unfold_targets(state)
+    folds.fold_sources(state, facts.known(state))
     state.sources = stack_experts(state.sources, state.targets)
     composed = compose(state.sources, state.targets)
     state.targets = compose(state.targets, state.sources)

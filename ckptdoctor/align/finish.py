@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from ckptdoctor.align import unexpected
+from ckptdoctor.align import folds, unexpected
 from ckptdoctor.align.model import Alignment, Choice, Match, Unused, Verdict
 from ckptdoctor.align.names import is_derived, table
 from ckptdoctor.align.orient import Chain, Pair, options
@@ -49,11 +49,18 @@ def _write(state: State, pair: Pair, chain: Chain, evidence: tuple[str, ...]) ->
         key = state.target_names[target]
         sources = tuple(state.source_names[n] for n in src.keys)
         state.matches[key] = Match(key, "safe", sources, ops, evidence)
+        fold = src.fold or dst.fold
+        if fold and not folds.accepted(state, fold):
+            state.folds.setdefault(fold, []).append(key)
+            choice = Choice(sources, ops, f"folds {fold}")
+            state.matches[key] = Match(key, "undecided", (), (), evidence, (choice,))
 
 
 def _targets(src: Leaf, dst: Leaf, chain: Chain) -> list[tuple[str, Chain]]:
     """Canonical target names and the whole chain for each (a fused source feeds several)."""
     full = (*src.ops, *chain)
+    if dst.parts:
+        return [(key, (*full, *part)) for key, part in zip(dst.keys, dst.parts, strict=True)]
     if len(dst.keys) == 1:
         return [(dst.keys[0], full)]
     n, start, found = len(dst.keys), 0, []
@@ -179,6 +186,7 @@ def _module_open(state: State, key: str) -> bool:
 def ask(state: State) -> None:
     """Questions about what is still open, each with the flag that answers it."""
     if not state.refusal:
+        state.questions += folds.questions(state)
         state.questions += unexpected.questions(state)
 
 

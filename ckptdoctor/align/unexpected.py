@@ -26,7 +26,7 @@ def reasons(state: State, keys: Iterable[str], used: set[str]) -> dict[str, tupl
     alive = {part for key in used for part in _parents(strip_key(key))}
     twins = {state.target[k].shape: leader for k, leader in state.followers.items()}
     fresh, copies = _reinitialised(state), _copies(state)
-    known = {key: ("its model key keeps its initial values, as decided", True) for key in fresh}
+    known = dict.fromkeys(fresh, ("its model key keeps its initial values, as decided", True))
     known |= {key: (f"{TIED_COPY}`{leader}`", True) for key, leader in copies.items()}
     return {
         key: known[key] if key in known and not state.refusal else _reason(state, key, alive, twins)

@@ -20,7 +20,7 @@ _SPECIAL = [
     (re.compile(r"^(.*)\.parametrizations\.(\w+)\.0\._u$"), "{1}_u"),
     (re.compile(r"^(.*)\.parametrizations\.(\w+)\.0\._v$"), "{1}_vec"),
     (re.compile(r"^(.*)\.((?:weight|bias)_(?:ih|hh)_l\d+(?:_reverse)?)$"), "{1}"),
-    (re.compile(r"^(.*)\.((?:weight)_(?:g|v|u|orig|mask))$"), "{1}"),
+    (re.compile(r"^(.*)\.(weight_(?:g|v|u|orig|mask)|bias_(?:orig|mask))$"), "{1}"),
 ]
 _SUFFIXED = re.compile(r"^(.*[^.])[_.](weight|bias)$")
 _PAIRED = {"gamma": ("beta", "weight"), "beta": ("gamma", "bias"), "scale": ("bias", "weight")}
@@ -35,6 +35,8 @@ class Leaf:
     shape: Shape
     ops: tuple[str, ...] = ()  # how the keys combine into this leaf, e.g. concat(0)
     sizes: tuple[int, ...] = ()  # rows of each key, where keys are packed along dimension 0
+    parts: tuple[tuple[str, ...], ...] = ()  # on the model's side: how each key comes of the whole
+    fold: str = ""  # which reparametrisation the ops undo, see folds.FOLDS
 
 
 @dataclass(eq=False, slots=True)

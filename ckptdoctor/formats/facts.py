@@ -13,8 +13,15 @@ from ckptdoctor.formats.base import Archive
 from ckptdoctor.formats.inert import Inert
 from ckptdoctor.formats.walk import Place
 
-# transformers and most others; Meta's LLaMA; litgpt; TransformerLens and plain trainers.
-BESIDE = ("config.json", "params.json", "lit_config.json", "model_config.json", "hparams.json")
+# transformers and most others; Meta's LLaMA; litgpt; plain trainers; PEFT.
+BESIDE = (
+    "config.json",
+    "params.json",
+    "lit_config.json",
+    "model_config.json",
+    "hparams.json",
+    "adapter_config.json",
+)
 LARGEST = 1 << 20  # bytes of a configuration; more is something else
 DEEPEST = 4  # levels below the top at which hyper-parameters are looked for
 
