@@ -85,9 +85,9 @@ class Lora(Join):
 class Dora(Lora):
     """``dora(scale)``: sources W, A, B, m; ``m * V / |V|`` with ``V = W + scale * (B @ A)``.
 
-    The merged weight; m is ``lora_magnitude_vector``, one value per output; ``|V|`` is the 2-norm of what makes one output.
-    ``scale`` and ``;transposed`` as for ``lora``. Source: Liu et al. 2024, eq. 5; ``get_weight_norm`` in
-    PEFT's ``dora.py``.
+    The merged weight; m is ``lora_magnitude_vector``, one value per output; ``|V|`` is the 2-norm of what
+    makes one output. ``scale`` and ``;transposed`` as for ``lora``.
+    Source: Liu et al. 2024, eq. 5; ``get_weight_norm`` in PEFT's ``dora.py``.
     """
 
     NAME: ClassVar[str] = "dora"

@@ -92,7 +92,7 @@ class BnWeight(_Fold):
         if not self.transposed:
             return (widened(w) * scale.reshape(-1, *[1] * (w.ndim - 1))).to(w.dtype)
         groups = len(scale) // w.shape[1]
-        grouped = widened(w).reshape(groups, -1, *w.shape[1:])
+        grouped = widened(w).reshape(groups, w.shape[0] // groups, *w.shape[1:])
         scale = scale.reshape(groups, 1, w.shape[1], *[1] * (w.ndim - 2))
         return (grouped * scale).reshape(w.shape).to(w.dtype)
 

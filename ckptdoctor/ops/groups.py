@@ -77,7 +77,7 @@ class Regroup(_Grouped):
         rest = tuple(tensor.shape[1:])
         grouped = tensor.reshape(self.groups, tensor.shape[0] // self.groups, *rest)
         parts = grouped.split_with_sizes(self.sizes(tensor.shape[0]), 1)
-        return torch.cat([part.reshape(-1, *rest) for part in parts]).reshape(tensor.shape)
+        return torch.cat([part.reshape(part.shape[0] * part.shape[1], *rest) for part in parts])
 
     def undo(self, shape: Shape) -> Op:
         """``interleave`` with the same arguments."""

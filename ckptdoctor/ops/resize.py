@@ -27,9 +27,11 @@ class ResizeGrid(Unary):
     ``;last=3`` keeps tokens behind the grid (the 3 extra rows of BEiT's relative position table);
     ``;antialias`` filters before it makes the grid smaller, as timm does (DINOv2 and transformers do not);
     ``;bilinear`` instead of bicubic. One dimension is a grid of height 1:
-    ``resize_grid(0;1,77;1,248;bilinear)``. Relative position tables have grids of ``2 * window - 1``: ``resize_grid(0;13,13;23,23)``. Lossy.
-    Source: ``resample_abs_pos_embed`` and ``resample_relative_position_bias_table`` of timm,
-    ``interpolate_pos_encoding`` of DINOv2 (which asks by factor and may be off by rounding).
+    ``resize_grid(0;1,77;1,248;bilinear)``. Relative position tables have grids of ``2 * window - 1``:
+    ``resize_grid(0;13,13;23,23)``. Lossy.
+    Source: ``resample_abs_pos_embed`` and ``resize_rel_pos_bias_table_simple`` of timm (its default for BEiT
+    spaces the samples geometrically and gives other values), ``interpolate_pos_encoding`` of DINOv2 (which
+    asks by factor, so its samples lie a little elsewhere).
     """
 
     prefix: int
