@@ -17,7 +17,9 @@ class Used(dict):
         return super().__getitem__(key)
 
     def optional(self, key):
-        return self.get(key, None)
+        if key not in self:
+            return None
+        return self[key]
 
 
 def depth(state, pattern: str) -> int:
