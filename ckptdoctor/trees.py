@@ -10,6 +10,8 @@ from functools import cached_property
 from math import prod
 from typing import Literal
 
+from ckptdoctor.facts import Fact
+
 Kind = Literal["param", "buffer", ""]
 
 # Bytes per element of every torch dtype, named without "torch.". Sub-byte dtypes count as stored.
@@ -61,6 +63,7 @@ class ParamTree:
     ``extra`` holds state-dict entries that are no tensors (``_extra_state``), described in words.
     ``transient`` holds non-persistent buffers: in the model, never in its state dict.
     ``renamed`` holds what a model declares of older checkpoints: pattern of its keys -> their old names.
+    ``facts`` are numbers that no shape shows (head counts ...), as far as this side knows them.
     """
 
     specs: Mapping[str, TensorSpec]
@@ -70,6 +73,7 @@ class ParamTree:
     extra: Mapping[str, str] = field(default_factory=dict)
     transient: Mapping[str, TensorSpec] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
+    facts: tuple[Fact, ...] = ()
 
     def __len__(self) -> int:
         return len(self.specs)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align import checks, facts, finish, layouts, variants
+from ckptdoctor.align import checks, crossing, facts, finish, layouts, variants
 from ckptdoctor.align.compose import compose, fold_weight_norm, stack_experts
+from ckptdoctor.align.crossing import Crossing
 from ckptdoctor.align.matcher import Matching, match_units
 from ckptdoctor.align.model import Alignment, Match, Question, Unused
 from ckptdoctor.align.names import is_derived, is_training_state, table
@@ -42,6 +43,8 @@ class State:
     questions: list[Question] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     refusal: str = ""
+    crossed: tuple[str, ...] = ()  # recipes that explained their part of both trees
+    suspects: list[Crossing] = field(default_factory=list)  # those whose names fit and no more
     reporter: Reporter = field(default_factory=Reporter)
 
 
@@ -157,6 +160,7 @@ def orient(state: State) -> None:
 
 PASSES = (
     facts.declared,
+    crossing.cross,
     to_one_space,
     same_names,
     make_units,
@@ -169,6 +173,7 @@ PASSES = (
     finish.leftovers,
     checks.adapters,
     layouts.invisible,
+    crossing.unexplained,
     checks.duplicates,
     checks.rivals,
     checks.places,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from ckptdoctor.align.model import Match, Unused
 from ckptdoctor.align.orient import options
 from ckptdoctor.align.units import Leaf
-from ckptdoctor.decisions import Decision
+from ckptdoctor.decisions import Decision, fact_of
 from ckptdoctor.errors import DecisionError
+from ckptdoctor.facts import Fact, agreed
 from ckptdoctor.keys import Rule, matches, printable
 from ckptdoctor.wrappers import strip_key
 
@@ -34,6 +35,26 @@ def of_kind(decisions: Sequence[Decision], kind: str) -> list[str]:
 def accepted(state: State, *names: str) -> bool:
     """Whether a person accepted one of these risks by name."""
     return bool(set(names) & set(of_kind(state.decisions, "accept")))
+
+
+def known(state: State) -> dict[str, Fact]:
+    """Numbers that shapes do not show; a person's word counts before what the files say.
+
+    Where the checkpoint's side and the model's say different things, nothing is known.
+    """
+    said = {f.name: f for f in map(fact_of, of_kind(state.decisions, "value"))}
+    found = {f.name: f for f in agreed((*state.source.facts, *state.target.facts))}
+    return {**found, **said}
+
+
+def conflicts(state: State, names: Iterable[str]) -> list[str]:
+    """One sentence for each of these facts on which the files and the model disagree."""
+    found = []
+    for name in names:
+        said = {f.where: f.value for f in (*state.source.facts, *state.target.facts) if f.name == name}
+        if len(set(said.values())) > 1:
+            found.append(f"{name} is " + ", ".join(f"{v:g} by {where}" for where, v in said.items()))
+    return found
 
 
 def _select(pattern: str, keys: Iterable[str], what: str) -> list[str]:

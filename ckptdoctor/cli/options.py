@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ckptdoctor.decisions import KINDS
+from ckptdoctor.decisions import FORMS, KINDS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,14 +63,14 @@ def model_options(command: F) -> F:
 
 
 def decision_options(command: F) -> F:
-    """``--reinit``, ``--drop``, ``--rename``, ``--choose``, ``--accept``; each can be repeated."""
-    metavars = {"rename": "FROM=TO", "choose": "PATH", "accept": "NAME"}
+    """``--reinit``, ``--drop``, ``--rename`` and so on, one for each kind; each can be repeated."""
+    metavars = {**FORMS, "choose": "PATH", "accept": "NAME"}
     for kind, words in reversed(KINDS.items()):
         command = click.option(
             f"--{kind}",
             multiple=True,
             metavar=metavars.get(kind, "PATTERN"),
-            help=f"Decide: {words.removeprefix('FROM=TO: ')}.",
+            help=f"Decide: {words.removeprefix(FORMS.get(kind, '') + ': ')}.",
         )(command)
     return command
 

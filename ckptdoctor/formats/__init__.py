@@ -24,12 +24,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Archive:
     Raises UnknownFormatError when it is something else (named), CorruptCheckpointError when it is
     damaged (what and where), ReadError when it cannot be opened. The message says what to do.
     """
+    from ckptdoctor.formats.facts import with_facts
+
     name = os.fspath(path)
     if os.path.isdir(name):
         from ckptdoctor.formats.folders import checkpoint_in
 
-        return open_file(checkpoint_in(name))
-    return open_file(name)
+        return with_facts(open_file(checkpoint_in(name)))
+    return with_facts(open_file(name))
 
 
 def deep_check(archive: Archive) -> list[Diagnostic]:

@@ -10,6 +10,7 @@ from typing import Any
 from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.formats import findings
 from ckptdoctor.formats.base import Archive, Format, Recipe, StateDict, StorageRef
+from ckptdoctor.formats.facts import facts_inside
 from ckptdoctor.formats.globals import is_dangerous, is_harmless
 from ckptdoctor.formats.harvest import Slots, harvest
 from ckptdoctor.formats.inert import OrderedMapping, TensorRecord
@@ -63,6 +64,7 @@ def assemble(
         globals=names.listed(),
         unknown_globals=unknown,
         hints={**hints, **envelope_hints(root)},
+        facts=facts_inside(iter(walk.places.values())),
         files=(path,),
     )
     modules = {p.path: p.node.what for p in walk.found if p.kind == "module"}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ckptdoctor.diagnostics import Diagnostic
+from ckptdoctor.facts import Fact
 from ckptdoctor.trees import ParamTree, TensorSpec
 
 Format = Literal[
@@ -88,6 +89,7 @@ class Archive:
     unknown_globals: tuple[str, ...] = ()  # those outside the known-harmless list
     hints: Mapping[str, str] = field(default_factory=dict)
     diagnostics: tuple[Diagnostic, ...] = ()
+    facts: tuple[Fact, ...] = ()  # head counts and the like, inside the file or beside it
     files: tuple[str, ...] = ()  # every file that belongs to it, the first is `path`
 
     def __getitem__(self, path: str) -> StateDict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ckptdoctor.facts import Fact
 from ckptdoctor.trees import ParamTree, TensorSpec
 
 
@@ -17,6 +18,7 @@ def encode(tree: ParamTree) -> dict[str, Any]:
         "extra": dict(tree.extra),
         "transient": _rows(tree.transient),
         "renamed": dict(tree.renamed),
+        "facts": [[f.name, f.value, f.where] for f in tree.facts],
     }
 
 
@@ -30,6 +32,7 @@ def decode(data: Mapping[str, Any]) -> ParamTree:
         extra=data["extra"],
         transient=_specs(data["transient"]),
         renamed=data["renamed"],
+        facts=tuple(Fact(*row) for row in data["facts"]),
     )
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.errors import TargetError
+from ckptdoctor.facts import Fact, agreed, facts_of
 from ckptdoctor.targets._text import describe, listing, printable
 from ckptdoctor.trees import Kind, ParamTree, TensorSpec
 
@@ -57,7 +58,22 @@ def _snapshot(model: torch.nn.Module) -> ParamTree:
         extra={str(k): describe(v) for k, v in state.items() if not isinstance(v, torch.Tensor)},
         transient={k: read(t, "buffer") for k, t in transient.items() if k not in state},
         renamed=_renamed(model),
+        facts=_facts(model),
     )
+
+
+def _facts(model: torch.nn.Module) -> tuple[Fact, ...]:
+    """Numbers that modules and their ``config`` objects carry, where all modules agree on them."""
+    found: list[Fact] = []
+    configs: dict[int, Mapping[str, Any]] = {}
+    for _, module in walk_modules(model):
+        found += facts_of(vars(module), "the model's attributes")
+        config = vars(module).get("config")
+        entries = config if isinstance(config, Mapping) else getattr(config, "__dict__", None)
+        if isinstance(entries, Mapping):
+            configs[id(config)] = entries
+    found += [f for entries in configs.values() for f in facts_of(entries, "the model's config")]
+    return agreed(found)
 
 
 def _renamed(model: torch.nn.Module) -> dict[str, str]:

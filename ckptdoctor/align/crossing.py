@@ -1,0 +1,275 @@
+"""Crossings between known name families: recipes say what the shapes cannot show.
+
+A recipe is used whole or not at all. Where its names fit and its values are not known, or the two trees do
+not repeat alike, the keys whose layout it knows to differ are never claimed by their names alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ckptdoctor.align import facts
+from ckptdoctor.align.expressions import UnevenError, UnknownValueError, names_in, substitute
+from ckptdoctor.align.model import Choice, Match, Question
+from ckptdoctor.align.quantities import Values, solve_values
+from ckptdoctor.align.recipe import Family, Pairing, Recipe, recipes
+from ckptdoctor.errors import PlanError
+from ckptdoctor.keys.capture import Binding, capture
+from ckptdoctor.keys.names import skeleton
+from ckptdoctor.keys.rules import FirstMatch
+from ckptdoctor.ops import parse_chain
+from ckptdoctor.trees import ParamTree
+from ckptdoctor.wrappers import strip_key
+
+if TYPE_CHECKING:
+    from ckptdoctor.align.engine import State
+
+Bound = tuple[tuple[tuple[str, int], ...], tuple[str, ...], str]
+
+
+@dataclass
+class Names:
+    """One tree's names without wrappers, by what they are apart from their numbers."""
+
+    tree: ParamTree
+    keys: dict[str, str]  # name -> key
+    by_skeleton: dict[str, list[str]] = field(default_factory=dict)
+
+    def roots(self, family: Family) -> list[str]:
+        """The prefixes (``""`` or with a dot) below which all of the family's keys are."""
+        found = [set(self._prefixes(pattern)) for pattern in family.keys]
+        roots = set.intersection(*found) if found else set()
+        return sorted(r for r in roots if not any(r in self._prefixes(p) for p in family.without))
+
+    def _prefixes(self, pattern: str) -> Iterator[str]:
+        wanted = capture(pattern)
+        text = ".".join(s or "*" for s in wanted.skeletons())
+        size = len(wanted.segments)
+        for known, names in self.by_skeleton.items():
+            if known == text or known.endswith("." + text):
+                for name in names:
+                    parts = name.split(".")
+                    head, tail = parts[: len(parts) - size], ".".join(parts[len(parts) - size :])
+                    if wanted.match(tail) is not None:
+                        yield ".".join([*head, ""]) if head else ""
+
+    def resolve(self, pattern: str, root: str, bound: Bound) -> str | None:
+        """The name that a pattern stands for below the root; ``^`` is sought outside of it."""
+        binding = Binding(dict(bound[0]), bound[1], bound[2])
+        text = capture(pattern.removeprefix("^")).fill(binding)
+        if text is None:
+            return None
+        if not pattern.startswith("^"):
+            return root + text if root + text in self.keys else None
+        return next((p + text for p in _above(root) if p + text in self.keys), None)
+
+    def bindings(self, patterns: list[str], root: str) -> list[set[Bound]]:
+        """For each pattern what its open places stand for in the names that fit."""
+        inner = FirstMatch([p for p in patterns if not p.startswith("^")])
+        places = [i for i, p in enumerate(patterns) if not p.startswith("^")]
+        found: list[set[Bound]] = [set() for _ in patterns]
+        for name in self.keys:
+            if name.startswith(root):
+                for at in inner.candidates(name[len(root) :]):
+                    binding = capture(patterns[places[at]]).match(name[len(root) :])
+                    if binding is not None:
+                        found[places[at]].add(_bound(binding))
+        empty: Bound = ((), (), "")
+        for i, pattern in enumerate(patterns):
+            if pattern.startswith("^") and self.resolve(pattern, root, empty) is not None:
+                found[i].add(empty)
+        return found
+
+
+def _bound(binding: Binding) -> Bound:
+    return tuple(sorted(binding.indices.items())), binding.stars, binding.deep
+
+
+def _above(root: str) -> Iterator[str]:
+    """Prefixes outside of the root, the nearest first."""
+    parts = root.rstrip(".").split(".") if root else []
+    for n in range(len(parts) - 1, -1, -1):
+        yield ".".join([*parts[:n], ""]) if n else ""
+    if not parts:
+        yield ""
+
+
+def named(tree: ParamTree, keys: Iterable[str]) -> Names:
+    """Names of the open keys of a tree."""
+    names = {strip_key(k): k for k in keys}
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[skeleton(name)].append(name)
+    return Names(tree, names, dict(groups))
+
+
+@dataclass
+class Crossing:
+    """A recipe whose names fit two trees, and what it makes of them."""
+
+    recipe: Recipe
+    source: Names
+    target: Names
+    roots: tuple[str, str]
+    claims: dict[str, Choice] = field(default_factory=dict)  # model key -> sources and ops
+    open: dict[str, Choice] = field(default_factory=dict)  # the same where a value is not known
+    lost: dict[str, str] = field(default_factory=dict)  # model key -> why no op makes it
+    needs: set[str] = field(default_factory=set)  # values that are not known
+    conflict: str = ""
+
+    def work_out(self, values: Values) -> bool:
+        """Whether the recipe explains both trees; then claims, open keys and lost ones are filled in."""
+        self.conflict = values.conflict
+        pairs = self.recipe.pairs
+        mine = self.source.bindings([p.left[0] for p in pairs], self.roots[0])
+        theirs = self.target.bindings([p.right[0] for p in pairs], self.roots[1])
+        for pair, here, there in zip(pairs, mine, theirs, strict=True):
+            if here and there and here != there:
+                return False
+            for bound in sorted(here & there):
+                if not self._pair(pair, bound, values):
+                    return False
+        return True
+
+    def _pair(self, pair: Pairing, bound: Bound, values: Values) -> bool:
+        left = [self.source.resolve(p, self.roots[0], bound) for p in pair.left]
+        right = [self.target.resolve(p, self.roots[1], bound) for p in pair.right]
+        if None in left or None in right:
+            return False
+        sources = tuple(self.source.keys[n] for n in left if n is not None)
+        targets = [self.target.keys[n] for n in right if n is not None]
+        if not pair.forward:
+            self.lost.update(dict.fromkeys(targets, pair.one_way))
+            return True
+        return all(
+            self._claim(t, sources, text, values) for t, text in zip(targets, pair.forward, strict=True)
+        )
+
+    def _claim(self, target: str, sources: tuple[str, ...], text: str, values: Values) -> bool:
+        why = f"recipe {self.recipe.name}: {self.recipe.note}" if text else f"recipe {self.recipe.name}"
+        try:
+            chain = parse_chain(substitute(text, values.known, values.look))
+            made = chain.out_shape([self.source.tree[s].shape for s in sources])
+        except UnknownValueError:
+            self.needs |= names_in(text) - set(values.known)
+            self.open[target] = Choice(sources, (text.replace("{", "").replace("}", ""),), why)
+            return True
+        except (PlanError, UnevenError):
+            return False
+        if made != self.target.tree[target].shape:
+            return False
+        self.claims[target] = Choice(sources, chain.texts, why)
+        return True
+
+    def hidden(self) -> list[str]:
+        """Model keys whose layout the recipe knows to differ from the checkpoint's."""
+        special = [p for p in self.recipe.pairs if any(p.forward) or p.one_way]
+        found = self.target.bindings([p.right[0] for p in special], self.roots[1])
+        return [
+            self.target.keys[name]
+            for pair, bounds in zip(special, found, strict=True)
+            for bound in bounds
+            for pattern in pair.right
+            if (name := self.target.resolve(pattern, self.roots[1], bound)) is not None
+        ]
+
+
+def cross(state: State) -> None:
+    """Claim what a recipe explains; note the keys that must not be claimed without it."""
+    source = {k: state.source[k] for k in facts.open_source(state)}
+    target = facts.open_target(state)
+    if {strip_key(k) for k in target} <= {strip_key(k) for k in source}:
+        return
+    found = list(_crossings(named(state.source, source), named(state.target, target)))
+    whole: list[Crossing] = []
+    for crossing in found:
+        values = solve_values(crossing.recipe, _trees(crossing), facts.known(state))
+        (whole if crossing.work_out(values) else state.suspects).append(crossing)
+    _settle(state, whole)
+
+
+def _trees(crossing: Crossing) -> Mapping[str, tuple[ParamTree, dict[str, str], str]]:
+    left, right = crossing.recipe.sides
+    source, target = crossing.source, crossing.target
+    return {
+        left: (source.tree, source.keys, crossing.roots[0]),
+        right: (target.tree, target.keys, crossing.roots[1]),
+    }
+
+
+def _crossings(source: Names, target: Names) -> Iterator[Crossing]:
+    for recipe in (r for known in recipes() for r in (known, known.reversed())):
+        mine = source.roots(recipe.left)
+        theirs = target.roots(recipe.right) if mine else []
+        if len(mine) == len(theirs) == 1:
+            yield Crossing(recipe, source, target, (mine[0], theirs[0]))
+
+
+def _settle(state: State, whole: list[Crossing]) -> None:
+    """Claims become matches; where two recipes differ, or a value is unknown, it is a question."""
+    ways: dict[str, list[Choice]] = defaultdict(list)
+    for crossing in whole:
+        for key, choice in (*crossing.claims.items(), *crossing.open.items()):
+            if all((choice.sources, choice.ops) != (c.sources, c.ops) for c in ways[key]):
+                ways[key].append(choice)
+    unknown = {k for c in whole for k in c.open}
+    for key, choices in ways.items():
+        first = choices[0]
+        if len(choices) == 1 and key not in unknown:
+            state.matches[key] = Match(key, "safe", first.sources, first.ops, (first.why,))
+        else:
+            state.matches[key] = Match(key, "undecided", (), (), (first.why,), tuple(choices))
+    for crossing in whole:
+        for key, why in crossing.lost.items():
+            state.matches[key] = Match(key, "missing", evidence=(why,))
+        _ask(state, crossing)
+    state.crossed = tuple(c.recipe.name for c in whole)
+
+
+def _ask(state: State, crossing: Crossing) -> None:
+    recipe = crossing.recipe
+    if crossing.open:
+        wanted = sorted(recipe_facts(recipe, crossing.needs))
+        title = f"{recipe.title}: {', '.join(sorted(crossing.needs))} must be known, and no shape shows it"
+        notes = (recipe.note, *facts.conflicts(state, wanted), *filter(None, [crossing.conflict]))
+        flags = tuple((f"--value {name}=N", "or a config.json beside the checkpoint") for name in wanted)
+        state.questions.append(Question("recipe", title, tuple(crossing.open), (), notes, flags))
+    if crossing.lost:
+        title = f"{recipe.title}: {next(iter(crossing.lost.values()))}"
+        flags = tuple((f"--reinit '{k}'", "keep the model's initial value") for k in list(crossing.lost)[:3])
+        state.questions.append(Question("recipe", title, tuple(crossing.lost), (), (recipe.note,), flags))
+
+
+def recipe_facts(recipe: Recipe, needs: Iterable[str]) -> set[str]:
+    """Facts that would give the values."""
+    from ckptdoctor.align.expressions import calls_in
+
+    found: set[str] = set()
+    todo, done = list(needs), set()
+    while todo:
+        name = todo.pop()
+        done.add(name)
+        for way in recipe.values.get(name, ()):
+            found.update(calls_in(way, "fact"))
+            todo += [n for n in names_in(f"{{{way}}}") if n not in done]
+    return found
+
+
+def unexplained(state: State) -> None:
+    """What a recipe's names fit without its explaining both trees is never claimed by name alone."""
+    from ckptdoctor.align.checks import take_back
+
+    for crossing in state.suspects:
+        recipe = crossing.recipe
+        keys = [k for k in crossing.hidden() if k in state.matches and state.matches[k].status == "safe"]
+        if not keys or recipe.name in state.crossed or facts.accepted(state, f"{recipe.name}-layout"):
+            continue
+        title = (
+            f"{recipe.title} keep these tensors in different layouts, and the two trees do not fit the recipe"
+        )
+        take_back(state, keys, title)
+        flag = (f"--accept {recipe.name}-layout", "copy them as they are")
+        state.questions.append(Question("recipe", title, tuple(keys), (), (recipe.note,), (flag,)))

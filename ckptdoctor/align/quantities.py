@@ -1,0 +1,72 @@
+"""The values that a recipe needs: every way to know one is tried, and those that work must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ckptdoctor.align.expressions import Number, UnevenError, UnknownValueError, evaluate
+from ckptdoctor.align.recipe import Recipe
+from ckptdoctor.facts import Fact
+from ckptdoctor.trees import ParamTree
+
+Tree = tuple[ParamTree, dict[str, str], str]  # the tree, its names -> keys, the family's root in it
+
+
+@dataclass
+class Values:
+    """What is known. ``conflict`` says in words why a value is not: two ways to know it differ."""
+
+    trees: Mapping[str, Tree]
+    facts: Mapping[str, Fact]
+    known: dict[str, Number] = field(default_factory=dict)
+    conflict: str = ""
+
+    def look(self, call: str, args: tuple[object, ...]) -> Number:
+        """``fact('name')`` or ``dim('a:key',n)``."""
+        if call == "fact" and len(args) == 1:
+            fact = self.facts.get(str(args[0]))
+            if fact is None:
+                raise UnknownValueError(str(args[0]))
+            return fact.value
+        if call == "dim" and len(args) == 2:
+            return self._dim(str(args[0]), args[1])
+        raise ValueError(f"a recipe knows fact(name) and dim(side:key, n), not {call}")
+
+    def _dim(self, place: str, n: object) -> Number:
+        side, _, name = place.partition(":")
+        tree, keys, root = self.trees[side]
+        whole = name[1:] if name.startswith("^") else root + name
+        spec = tree.specs.get(keys.get(whole, whole)) or tree.transient.get(whole)
+        if spec is None or not isinstance(n, int) or n >= len(spec.shape):
+            raise UnknownValueError(place)
+        return spec.shape[n]
+
+
+def solve_values(recipe: Recipe, trees: Mapping[str, Tree], facts: Mapping[str, Fact]) -> Values:
+    """Every value that can be known, in any order. One that is known in two unlike ways is not known."""
+    values = Values(trees, facts)
+    for _ in recipe.values:
+        before = dict(values.known)
+        values.conflict = ""
+        found = {name: _ways(values, name, ways) for name, ways in recipe.values.items()}
+        values.known = {n: next(iter(set(w.values()))) for n, w in found.items() if len(set(w.values())) == 1}
+        for name, ways in found.items():
+            if len(set(ways.values())) > 1:
+                said = ", ".join(f"{value} by {way}" for way, value in ways.items())
+                values.conflict = f"{name} is {said}"
+        if values.known == before:
+            break
+    return values
+
+
+def _ways(values: Values, name: str, ways: Sequence[str]) -> dict[str, int]:
+    found = {}
+    for way in ways:
+        try:
+            found[way] = evaluate(way, values.known, values.look)
+        except UnknownValueError:
+            continue
+        except UnevenError as error:
+            found[f"{way} ({error})"] = -1
+    return found
