@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-# exact: every value of the result is a source's value, unchanged. computed: all sources go in, values are
-# arithmetic, the function of the network is kept. lossy: values are invented, mixed or left out for good.
+# exact: every value of the result is a source's value, unchanged, or a zero that has to be there. computed:
+# all sources go in, values are arithmetic, the function of the network is kept. lossy: values are invented,
+# mixed or left out for good.
 Effect = Literal["exact", "computed", "lossy"]
 
 Example = tuple[str, tuple[Shape, ...]]  # an op text and source shapes that it accepts
@@ -37,6 +38,7 @@ class Op(ABC):
     NAME: ClassVar[str]
     EFFECT: ClassVar[Effect] = "exact"
     PARTIAL: ClassVar[bool] = False  # takes a part of its source, so alone it is not reversible
+    TAKES: ClassVar[str] = "float32"  # a dtype that the examples may have
     EXAMPLES: ClassVar[tuple[Example, ...]]
 
     @classmethod

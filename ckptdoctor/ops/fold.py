@@ -1,10 +1,9 @@
-"""Ops that fold a reparametrisation into the plain weight: spectral_norm bn_weight bn_bias lora."""
+"""Ops that fold BatchNorm and branches into one layer: bn_weight bn_bias repvgg_weight repvgg_bias."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from ckptdoctor.ops.base import Effect, Example, Join, Shape, register, show
@@ -12,44 +11,6 @@ from ckptdoctor.ops.values import number, widened
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@register
-@dataclass(frozen=True)
-class SpectralNorm(Join):
-    """``spectral_norm(dim)``: sources w, u, v; ``w / (u . W v)``, the weight in eval mode.
-
-    W is w with ``dim`` first (1 for transposed convolutions, else 0) and the rest flattened. Old names
-    ``weight_orig``, ``weight_u``, ``weight_v``; new ones ``parametrizations.weight.original``, ``0._u``,
-    ``0._v``. Source: Miyato et al. 2018, eq. 8 and ``torch.nn.utils.spectral_norm``.
-    """
-
-    dim: int
-
-    NAME: ClassVar[str] = "spectral_norm"
-    EFFECT: ClassVar[Effect] = "computed"
-    EXAMPLES: ClassVar[tuple[Example, ...]] = (
-        ("spectral_norm(0)", ((5, 3, 2), (5,), (6,))),
-        ("spectral_norm(1)", ((5, 3, 2), (3,), (10,))),
-    )
-
-    def shape(self, shapes: Sequence[Shape]) -> Shape:
-        """That of w."""
-        if len(shapes) != 3:
-            raise self.refuse(f"takes three sources, w, u and v, here are {len(shapes)}")
-        w, u, v = shapes
-        if not 0 <= self.dim < len(w):
-            raise self.refuse(f"names dimension {self.dim}, w is {show(w)}")
-        rest = prod(w[: self.dim] + w[self.dim + 1 :])
-        if u != (w[self.dim],) or v != (rest,):
-            raise self.refuse(f"needs u [{w[self.dim]}] and v [{rest}], got {show(u)} and {show(v)}")
-        return w
-
-    def run(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Computed in float32 at least, returned in the dtype of w."""
-        w, u, v = map(widened, tensors)
-        matrix = w.movedim(self.dim, 0).reshape(len(u), len(v))
-        return (w / (u @ (matrix @ v))).to(tensors[0].dtype)
 
 
 @dataclass(frozen=True)
@@ -86,26 +47,54 @@ class _Fold(Join):
 class BnWeight(_Fold):
     """``bn_weight(eps)``: sources w, gamma, running_var; ``w * gamma / sqrt(var + eps)`` along dim 0.
 
-    The weight of a convolution with its BatchNorm folded in; forward only. Source:
-    ``torch.nn.utils.fuse_conv_bn_weights``.
+    The weight of a convolution or linear layer with the BatchNorm behind it folded in; forward only, since
+    w and the statistics cannot be told apart afterwards. ``bn_weight(eps;transposed)`` is for transposed
+    convolutions, which keep the outputs of a group in dim 1; the number of groups follows from the sizes.
+    Source: ``torch.nn.utils.fuse_conv_bn_weights``.
     """
+
+    transposed: bool = False
 
     NAME: ClassVar[str] = "bn_weight"
     EFFECT: ClassVar[Effect] = "computed"
-    EXAMPLES: ClassVar[tuple[Example, ...]] = (("bn_weight(1e-05)", ((4, 3, 2, 2), (4,), (4,))),)
+    EXAMPLES: ClassVar[tuple[Example, ...]] = (
+        ("bn_weight(1e-05)", ((4, 3, 2, 2), (4,), (4,))),
+        ("bn_weight(0.001;transposed)", ((4, 3, 2), (6,), (6,))),
+    )
+
+    @classmethod
+    def parse(cls, args: str) -> Self:
+        """A positive number, and the word ``transposed`` for transposed convolutions."""
+        eps, semicolon, word = args.partition(";")
+        made = replace(super().parse(eps), transposed=bool(semicolon))
+        if semicolon and word != "transposed":
+            raise made.refuse("knows only the word `transposed` after eps")
+        return made
+
+    def args(self) -> str:
+        """As :meth:`parse` reads it."""
+        return super().args() + (";transposed" if self.transposed else "")
 
     def shape(self, shapes: Sequence[Shape]) -> Shape:
         """That of w."""
-        if len(shapes) != 3 or not shapes[0]:
+        if len(shapes) != 3 or len(shapes[0]) < 1 + self.transposed or len(shapes[1]) != 1:
             raise self.refuse("takes three sources: w, gamma, running_var")
-        self.vectors(shapes[1:], shapes[0][0])
-        return shapes[0]
+        w, (channels,) = shapes[0], shapes[1]
+        self.vectors(shapes[1:], channels if self.transposed else w[0])
+        if self.transposed and (not channels or not w[1] or channels % w[1] or w[0] % (channels // w[1])):
+            raise self.refuse(f"has {channels} channels, which w {show(w)} cannot give in any groups")
+        return w
 
     def run(self, tensors: Sequence[Tensor]) -> Tensor:
         """Computed in float32 at least, returned in the dtype of w."""
         w, gamma, variance = tensors
-        scale = self.scale(gamma, variance).reshape(-1, *[1] * (w.ndim - 1))
-        return (widened(w) * scale).to(w.dtype)
+        scale = self.scale(gamma, variance)
+        if not self.transposed:
+            return (widened(w) * scale.reshape(-1, *[1] * (w.ndim - 1))).to(w.dtype)
+        groups = len(scale) // w.shape[1]
+        grouped = widened(w).reshape(groups, -1, *w.shape[1:])
+        scale = scale.reshape(groups, 1, w.shape[1], *[1] * (w.ndim - 2))
+        return (grouped * scale).reshape(w.shape).to(w.dtype)
 
 
 @register
@@ -140,61 +129,81 @@ class BnBias(_Fold):
 
 @register
 @dataclass(frozen=True)
-class Lora(Join):
-    """``lora(scale)``: sources W, A, B; the merged weight ``W + scale * (B @ A)``.
+class RepvggWeight(_Fold):
+    """``repvgg_weight(eps)``: the kernel of parallel branches, each with its BatchNorm, as one convolution.
 
-    A is [rank, in, ...], B is [out, rank, ...]; all but the first dimension is flattened, so convolutions
-    with a 1x1 B fit too. ``scale`` is alpha / rank (alpha / sqrt(rank) for rsLoRA), which is in the adapter's
-    config and not in its tensors. ``lora(scale;transposed)`` is for layers that keep W as [in, out] (Conv1D,
-    ``fan_in_fan_out``).
-    Source: Hu et al. 2021, section 4.1.
+    Sources w, gamma, running_var of each convolution, the largest (odd) kernel first; then gamma, running_var
+    of the BatchNorm alone, if the input is added as well. Smaller kernels are padded with zeros to the size
+    of the first; the input is a kernel that is 1 in the middle of its own channel. Groups follow from the
+    sizes. Every branch keeps the size of the image (padding of half the kernel). Forward only. Source: Ding
+    et al. 2021, section 3.3; ``get_equivalent_kernel_bias`` in RepVGG's ``repvgg.py``.
     """
 
-    scale: float
-    transposed: bool = False
-
-    NAME: ClassVar[str] = "lora"
+    NAME: ClassVar[str] = "repvgg_weight"
     EFFECT: ClassVar[Effect] = "computed"
     EXAMPLES: ClassVar[tuple[Example, ...]] = (
-        ("lora(2)", ((6, 4), (2, 4), (6, 2))),
-        ("lora(0.5;transposed)", ((4, 6), (2, 4), (6, 2))),
-        ("lora(1)", ((6, 4, 3, 3), (2, 4, 3, 3), (6, 2, 1, 1))),
+        ("repvgg_weight(1e-05)", ((4, 2, 3, 3), (4,), (4,), (4, 2, 1, 1), (4,), (4,), (4,), (4,))),
+        ("repvgg_weight(0.001)", ((4, 3, 3, 3), (4,), (4,), (4, 3, 1, 1), (4,), (4,))),
     )
 
-    @classmethod
-    def parse(cls, args: str) -> Self:
-        """A number, and the word ``transposed`` if W is."""
-        scale, semicolon, word = args.partition(";")
-        made = cls(number(scale, cls.NAME), bool(semicolon))
-        if semicolon and word != "transposed":
-            raise made.refuse("knows only the word `transposed` after the scale")
-        return made
-
-    def args(self) -> str:
-        """As :meth:`parse` reads it."""
-        return repr(self.scale) + (";transposed" if self.transposed else "")
-
     def shape(self, shapes: Sequence[Shape]) -> Shape:
-        """That of W."""
-        if len(shapes) != 3 or min(map(len, shapes)) < 2:
-            raise self.refuse(
-                f"takes W, A and B of two dimensions or more, got {', '.join(map(show, shapes))}"
-            )
-        w, a, b = shapes
-        out, into = b[0], prod(a[1:])
-        due = (into, out) if self.transposed else (out, into)
-        if (w[0], prod(w[1:])) != due or a[0] != prod(b[1:]):
-            raise self.refuse(f"does not fit W {show(w)}, A {show(a)}, B {show(b)}")
-        return w
+        """That of the first kernel."""
+        if len(shapes) < 3 or len(shapes) % 3 == 1 or len(shapes[0]) < 3:
+            raise self.refuse("takes w, gamma, var of each convolution, then maybe gamma, var of the input's")
+        first, kernels = shapes[0], shapes[: len(shapes) // 3 * 3 : 3]
+        for kernel in kernels:
+            fits = len(kernel) == len(first) and kernel[:2] == first[:2]
+            if not fits or any(k % 2 == 0 or k > most for k, most in zip(kernel[2:], first[2:], strict=True)):
+                raise self.refuse(
+                    f"needs odd kernels, no larger than the first {show(first)}, got {show(kernel)}"
+                )
+        self.vectors([s for i, s in enumerate(shapes) if i % 3 or i >= 3 * len(kernels)], first[0])
+        if len(shapes) % 3 and (not first[1] or first[0] % first[1]):
+            raise self.refuse(f"adds the input to {first[0]} channels, which {show(first)} has not as inputs")
+        return first
 
     def run(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Computed in float32 at least, returned in the dtype of W."""
-        w, a, b = tensors
-        delta = widened(b).flatten(1) @ widened(a).flatten(1)
-        delta = delta.t() if self.transposed else delta
-        return (widened(w) + self.scale * delta.reshape(w.shape)).to(w.dtype)
+        """Computed in float32 at least, returned in the dtype of the first kernel."""
+        from torch.nn.functional import pad
 
-    def out_dtypes(self, dtypes: Sequence[str]) -> tuple[str, ...]:
-        """The dtype of W."""
-        self.one_dtype(dtypes)
-        return (dtypes[0],)
+        first = tensors[0]
+        whole = len(tensors) // 3 * 3
+        total = widened(first).new_zeros(first.shape)
+        for w, gamma, variance in zip(tensors[:whole:3], tensors[1:whole:3], tensors[2:whole:3], strict=True):
+            margins = [(m - k) // 2 for m, k in zip(first.shape[2:], w.shape[2:], strict=True)]
+            scale = self.scale(gamma, variance).reshape(-1, *[1] * (w.ndim - 1))
+            total += pad(widened(w) * scale, [m for margin in reversed(margins) for m in (margin, margin)])
+        if len(tensors) % 3:
+            middle = tuple(k // 2 for k in first.shape[2:])
+            for channel, value in enumerate(self.scale(*tensors[-2:])):
+                total[(channel, channel % first.shape[1], *middle)] += value
+        return total.to(first.dtype)
+
+
+@register
+@dataclass(frozen=True)
+class RepvggBias(_Fold):
+    """``repvgg_bias(eps)``: the sum over branches of ``beta - mean * gamma / sqrt(var + eps)``.
+
+    Sources gamma, beta, mean, var of each branch's BatchNorm, in any order of the branches. Source: as for
+    ``repvgg_weight``.
+    """
+
+    NAME: ClassVar[str] = "repvgg_bias"
+    EFFECT: ClassVar[Effect] = "computed"
+    EXAMPLES: ClassVar[tuple[Example, ...]] = (("repvgg_bias(1e-05)", ((4,),) * 8),)
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        """A vector over the channels."""
+        if len(shapes) % 4 or len(shapes[0]) != 1:
+            raise self.refuse("takes gamma, beta, mean, var of each branch")
+        self.vectors(shapes, shapes[0][0])
+        return shapes[0]
+
+    def run(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Computed in float32 at least, returned in the dtype of beta."""
+        total = widened(tensors[1]).new_zeros(tensors[1].shape)
+        for i in range(0, len(tensors), 4):
+            gamma, beta, mean, variance = tensors[i : i + 4]
+            total += widened(beta) - widened(mean) * self.scale(gamma, variance)
+        return total.to(tensors[1].dtype)

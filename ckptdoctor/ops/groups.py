@@ -76,7 +76,7 @@ class Regroup(_Grouped):
 
         rest = tuple(tensor.shape[1:])
         grouped = tensor.reshape(self.groups, tensor.shape[0] // self.groups, *rest)
-        parts = grouped.split(self.sizes(tensor.shape[0]), 1)
+        parts = grouped.split_with_sizes(self.sizes(tensor.shape[0]), 1)
         return torch.cat([part.reshape(-1, *rest) for part in parts]).reshape(tensor.shape)
 
     def undo(self, shape: Shape) -> Op:
@@ -105,7 +105,7 @@ class Interleave(_Grouped):
         import torch
 
         rest = tuple(tensor.shape[1:])
-        parts = tensor.split([self.groups * size for size in self.sizes(tensor.shape[0])])
+        parts = tensor.split_with_sizes([self.groups * size for size in self.sizes(tensor.shape[0])])
         grouped = [
             part.reshape(self.groups, size, *rest)
             for part, size in zip(parts, self.sizes(tensor.shape[0]), strict=True)

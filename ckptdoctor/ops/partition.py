@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ckptdoctor.errors import PlanError
+from ckptdoctor.ops.attention import ChunkZero, ConcatZero
 from ckptdoctor.ops.base import Op, Shape, Unary
 from ckptdoctor.ops.chain import Chain
 from ckptdoctor.ops.each import Each
@@ -60,6 +61,8 @@ def _split(chains: Sequence[Chain], shape: Shape) -> tuple[int, tuple[int, ...],
 
 
 def _pieces(ops: Sequence[Op], shape: Shape) -> tuple[tuple[int, ...], Op]:
+    if all(isinstance(op, ChunkZero) for op in ops):
+        return _around_zero([op for op in ops if isinstance(op, ChunkZero)], shape)
     spans = [_span(op, shape) for op in ops]
     kinds = {(dim, gone) for dim, _, _, gone in spans}
     if len(kinds) != 1:
@@ -74,6 +77,19 @@ def _pieces(ops: Sequence[Op], shape: Shape) -> tuple[tuple[int, ...], Op]:
     if end != shape[dim]:
         raise PlanError("the parts leave a gap")
     return order, Stack(dim) if gone else Concat(dim)
+
+
+def _around_zero(ops: Sequence[ChunkZero], shape: Shape) -> tuple[tuple[int, ...], Op]:
+    """All parts but the one that is zero."""
+    for op in ops:
+        op.out_shapes([shape])
+    kinds = {(op.dim % len(shape), op.n, op.zero) for op in ops}
+    if len(kinds) != 1:
+        raise PlanError("the parts are cut along different dimensions")
+    dim, n, zero = kinds.pop()
+    if sorted(op.i for op in ops) != [i for i in range(n) if i != zero]:
+        raise PlanError("the parts overlap, or leave a gap")
+    return tuple(sorted(range(len(ops)), key=lambda i: ops[i].i)), ConcatZero(dim, zero)
 
 
 def _span(op: Op, shape: Shape) -> tuple[int, int, int, bool]:

@@ -14,53 +14,70 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+WORDS = ("antialias", "bilinear")
+
+
 @register
 @dataclass(frozen=True)
 class ResizeGrid(Unary):
     """``resize_grid(prefix;h,w;H,W)``: resample position embeddings from a grid of h x w to one of H x W.
 
     The tensor is ``[..., prefix + h*w, C]``; ``prefix`` tokens (class token, registers) are kept as they are.
-    Also for relative position tables: ``resize_grid(0;13,13;23,23)``. Bicubic in float32, corners not
-    aligned, by size and not by factor. A last ``;antialias`` does as timm's ``resample_abs_pos_embed``
-    (without: as DINOv2 and transformers).
+    Bicubic in float32, corners not aligned, by size and not by factor. Words may follow, in this order:
+    ``;last=3`` keeps tokens behind the grid (the 3 extra rows of BEiT's relative position table);
+    ``;antialias`` filters before it makes the grid smaller, as timm does (DINOv2 and transformers do not);
+    ``;bilinear`` instead of bicubic. One dimension is a grid of height 1:
+    ``resize_grid(0;1,77;1,248;bilinear)``. Relative position tables have grids of ``2 * window - 1``: ``resize_grid(0;13,13;23,23)``. Lossy.
+    Source: ``resample_abs_pos_embed`` and ``resample_relative_position_bias_table`` of timm,
+    ``interpolate_pos_encoding`` of DINOv2 (which asks by factor and may be off by rounding).
     """
 
     prefix: int
     old: tuple[int, int]
     new: tuple[int, int]
-    antialias: bool = False
+    last: int = 0
+    words: tuple[str, ...] = ()
 
     NAME: ClassVar[str] = "resize_grid"
     EFFECT: ClassVar[Effect] = "lossy"
     EXAMPLES: ClassVar[tuple[Example, ...]] = (
         ("resize_grid(1;2,3;4,5)", ((1, 7, 3),)),
         ("resize_grid(0;3,3;5,5;antialias)", ((9, 2),)),
+        ("resize_grid(0;3,3;5,5;last=3)", ((12, 2),)),
+        ("resize_grid(0;1,4;1,6;bilinear)", ((4, 2),)),
     )
 
     @classmethod
     def parse(cls, args: str) -> Self:
-        """``prefix;h,w;H,W`` and maybe ``;antialias``."""
-        groups = args.split(";")
-        if len(groups) not in (3, 4) or groups[3:] not in ([], ["antialias"]):
-            raise PlanError(f"`{cls.NAME}` is written {cls.NAME}(prefix;h,w;H,W), got {args[:60]!r}")
-        (h, w), (high, wide) = ints(groups[1], cls.NAME, 2), ints(groups[2], cls.NAME, 2)
-        return cls(integer(groups[0], cls.NAME), (h, w), (high, wide), len(groups) == 4)
+        """``prefix;h,w;H,W`` and maybe words."""
+        prefix, *grids = (groups := args.split(";"))[:3]
+        words = groups[3:]
+        last = words.pop(0).removeprefix("last=") if words and words[0].startswith("last=") else "0"
+        if len(grids) != 2 or words != [word for word in WORDS if word in words]:
+            raise PlanError(
+                f"`{cls.NAME}` is written {cls.NAME}(prefix;h,w;H,W), maybe with ;last=n, ;antialias, "
+                f";bilinear, got {args[:60]!r}"
+            )
+        (h, w), (high, wide) = (ints(grid, cls.NAME, 2) for grid in grids)
+        return cls(integer(prefix, cls.NAME), (h, w), (high, wide), integer(last, cls.NAME), tuple(words))
 
     def args(self) -> str:
         """As :meth:`parse` reads it."""
         old, new = (",".join(map(str, size)) for size in (self.old, self.new))
-        return f"{self.prefix};{old};{new}" + (";antialias" if self.antialias else "")
+        last = (f"last={self.last}",) if self.last else ()
+        return ";".join((str(self.prefix), old, new, *last, *self.words))
 
     def shape(self, shape: Shape) -> Shape:
         """The new number of tokens."""
-        if self.prefix < 0 or min(*self.old, *self.new) < 1 or prod(self.new) > LIMIT:
+        if min(self.prefix, self.last) < 0 or min(*self.old, *self.new) < 1 or prod(self.new) > LIMIT:
             raise self.refuse("needs grids of 1 x 1 or more")
-        if len(shape) < 2 or shape[-2] != self.prefix + prod(self.old) or not prod(shape):
+        kept = self.prefix + self.last
+        if len(shape) < 2 or shape[-2] != kept + prod(self.old) or not prod(shape):
             raise self.refuse(
-                f"needs {self.prefix} + {self.old[0]} * {self.old[1]} tokens before the last dimension, "
+                f"needs {kept} + {self.old[0]} * {self.old[1]} tokens before the last dimension, "
                 f"got {show(shape)}"
             )
-        return (*shape[:-2], self.prefix + prod(self.new), shape[-1])
+        return (*shape[:-2], kept + prod(self.new), shape[-1])
 
     def run(self, tensor: Tensor) -> Tensor:
         """Computed in float32 at least, returned in the dtype of the source."""
@@ -68,13 +85,17 @@ class ResizeGrid(Unary):
         from torch.nn.functional import interpolate
 
         flat = tensor.reshape(-1, *tensor.shape[-2:])
-        kept, grid = flat[:, : self.prefix], widened(flat[:, self.prefix :])
-        image = grid.reshape(len(flat), *self.old, -1).permute(0, 3, 1, 2)
+        first, grid, last = flat.split_with_sizes([self.prefix, prod(self.old), self.last], 1)
+        image = widened(grid).reshape(len(flat), *self.old, -1).permute(0, 3, 1, 2)
         image = interpolate(
-            image, size=self.new, mode="bicubic", align_corners=False, antialias=self.antialias
+            image,
+            size=self.new,
+            mode="bilinear" if "bilinear" in self.words else "bicubic",
+            align_corners=False,
+            antialias="antialias" in self.words,
         )
         tokens = image.permute(0, 2, 3, 1).flatten(1, 2).to(tensor.dtype)
-        return torch.cat([kept, tokens], 1).reshape(self.shape(tuple(tensor.shape)))
+        return torch.cat([first, tokens, last], 1).reshape(self.shape(tuple(tensor.shape)))
 
 
 @register

@@ -1,4 +1,4 @@
-"""Ops that compute or invent values: pad sumdim weight_norm cast add mul."""
+"""Ops that compute values: sumdim mul add cast."""
 
 from __future__ import annotations
 
@@ -8,42 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from ckptdoctor.errors import PlanError
-from ckptdoctor.ops.base import LIMIT, Effect, Example, Join, Shape, Unary, ints, register, show
+from ckptdoctor.ops.base import Effect, Example, Join, Shape, Unary, register, show
 from ckptdoctor.trees import DTYPE_SIZES
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@register
-@dataclass(frozen=True)
-class Pad(Unary):
-    """``pad(dim,size)``: zeros appended along ``dim`` until it has ``size`` (a vocabulary of 50257 -> 50304).
-
-    Lossy, because the new rows are invented: needs a decision.
-    """
-
-    dim: int
-    size: int
-
-    NAME: ClassVar[str] = "pad"
-    EFFECT: ClassVar[Effect] = "lossy"
-    EXAMPLES: ClassVar[tuple[Example, ...]] = (("pad(0,5)", ((3, 2),)), ("pad(-1,2)", ((3, 2),)))
-
-    def shape(self, shape: Shape) -> Shape:
-        """The dimension grown."""
-        dim = self._dim(self.dim, shape)
-        if self.size < shape[dim]:
-            raise self.refuse(f"is smaller than dimension {dim} of {show(shape)}; cut rows with slice")
-        if self.size * math.prod(shape[:dim] + shape[dim + 1 :]) > LIMIT:
-            raise self.refuse(f"makes a tensor of absurd size from {show(shape)}")
-        return (*shape[:dim], self.size, *shape[dim + 1 :])
-
-    def run(self, tensor: Tensor) -> Tensor:
-        """A copy."""
-        out = tensor.new_zeros(self.shape(tuple(tensor.shape)))
-        out.narrow(self.dim, 0, tensor.shape[self.dim]).copy_(tensor)
-        return out
 
 
 @register
@@ -69,53 +38,6 @@ class Sumdim(Unary):
     def run(self, tensor: Tensor) -> Tensor:
         """A new tensor of the same dtype."""
         return widened(tensor).sum(self.dim, keepdim=True).to(tensor.dtype)
-
-
-@register
-@dataclass(frozen=True)
-class WeightNorm(Join):
-    """``weight_norm(dim)``: sources g, v; the folded weight ``v * g / |v|``.
-
-    ``|v|`` is the 2-norm over all dimensions but ``dim``; ``dim`` = -1 means over all dimensions, with g a
-    single value (what ``torch.nn.utils.weight_norm`` calls ``dim=None``). g = ``weight_g`` or ``original0``,
-    v = ``weight_v`` or ``original1``. Source: Salimans and Kingma 2016, eq. 2; ``torch._weight_norm``.
-    """
-
-    dim: int
-
-    NAME: ClassVar[str] = "weight_norm"
-    EFFECT: ClassVar[Effect] = "computed"
-    EXAMPLES: ClassVar[tuple[Example, ...]] = (
-        ("weight_norm(0)", ((6, 1, 1), (6, 4, 3))),
-        ("weight_norm(2)", ((1, 1, 3), (6, 4, 3))),
-        ("weight_norm(-1)", ((), (4, 6))),
-    )
-
-    def shape(self, shapes: Sequence[Shape]) -> Shape:
-        """The shape of v."""
-        if len(shapes) != 2:
-            raise self.refuse(f"takes two sources, g and v, here are {len(shapes)}")
-        g, v = shapes
-        if not -1 <= self.dim < len(v):
-            raise self.refuse(f"names dimension {self.dim}, v is {show(v)}")
-        due = () if self.dim == -1 else tuple(s if d == self.dim else 1 for d, s in enumerate(v))
-        if g != due:
-            raise self.refuse(f"needs g of {show(due)} for v of {show(v)}, got {show(g)}")
-        return v
-
-    def run(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Computed in float32 at least, returned in the dtype of v."""
-        import torch
-
-        g, v = tensors
-        wide = widened(v)
-        others = [d for d in range(v.ndim) if d != self.dim]
-        norm = torch.linalg.vector_norm(wide, dim=others, keepdim=self.dim != -1) if others else wide.abs()
-        return (wide * (widened(g) / norm)).to(v.dtype)
-
-    def out_dtypes(self, dtypes: Sequence[str]) -> tuple[str, ...]:
-        """The dtype of v."""
-        return (dtypes[-1],)
 
 
 @register
@@ -210,47 +132,6 @@ class Cast(Unary):
         import torch
 
         return tensor.to(getattr(torch, self.to))
-
-
-@register
-@dataclass(frozen=True)
-class Take(Unary):
-    """``take(dim;4,0,7)``: these elements along ``dim``, in this order (10 of 1000 classes). Lossy."""
-
-    dim: int
-    rows: tuple[int, ...]
-
-    NAME: ClassVar[str] = "take"
-    EFFECT: ClassVar[Effect] = "lossy"
-    PARTIAL: ClassVar[bool] = True
-    EXAMPLES: ClassVar[tuple[Example, ...]] = (("take(0;2,0)", ((4, 3),)), ("take(1;1)", ((2, 3),)))
-
-    @classmethod
-    def parse(cls, args: str) -> Self:
-        """``dim;rows``."""
-        dim, semicolon, rows = args.partition(";")
-        if not semicolon:
-            raise PlanError(f"`take` is written take(dim;row,row,...), got {args[:40]!r}")
-        return cls(ints(dim, cls.NAME, 1)[0], ints(rows, cls.NAME))
-
-    def args(self) -> str:
-        """``dim;rows``."""
-        return f"{self.dim};{','.join(map(str, self.rows))}"
-
-    def shape(self, shape: Shape) -> Shape:
-        """The dimension counts the rows."""
-        dim = self._dim(self.dim, shape)
-        if not self.rows or len(set(self.rows)) != len(self.rows):
-            raise self.refuse("must name at least one row, each once")
-        if not all(0 <= r < shape[dim] for r in self.rows):
-            raise self.refuse(f"names a row outside dimension {dim} of {show(shape)}")
-        return (*shape[:dim], len(self.rows), *shape[dim + 1 :])
-
-    def run(self, tensor: Tensor) -> Tensor:
-        """A copy."""
-        import torch
-
-        return tensor.index_select(self.dim, torch.tensor(self.rows, device=tensor.device))
 
 
 def widened(tensor: Tensor) -> Tensor:
