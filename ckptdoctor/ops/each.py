@@ -1,4 +1,4 @@
-"""``each:<op>``: one op applied to every source, before they are joined; ``each[0,1]:<op>`` to some of them."""
+"""``each:<op>``: one op on every source before they are joined; ``each[0,1]:<op>``: on some of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Each(Op):
     """``each:transpose(0,1)``: the op on every source; written with a colon, so it is not in the registry.
 
-    ``each[0]:rope(8;half)`` is the op on the first source only, where q, k and v differ before they are joined.
+    ``each[0]:rope(8;half)`` is the op on the first source only: q, k and v differ before they are
+    joined.
     """
 
     op: Unary
