@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.recipes.applier import convert
 from tests.recipes.models import llamas
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 0]])
@@ -75,18 +76,37 @@ HEADS = {"num_attention_heads": 6, "num_key_value_heads": 2}
 DIMS = {"n_heads": 6, "n_kv_heads": 2}
 
 
-def llama(
-    recipe: str, a: Callable[..., Tensor], title: str, cls: str = "LlamaForCausalLM", **more: Any
-) -> Case:
+def llama(recipe: str, a: Callable[..., Tensor], title: str, cls: str = "Llama", **more: Any) -> Case:
+    """One of transformers' relatives of LLaMA on side b."""
     plain = more.pop("plain", False)
-    b = Transformers(cls, **{**LLAMA, **more})
+    b = Transformers(f"{cls}ForCausalLM", **{**LLAMA, **more})
     return Case(recipe, title, lambda s: a(s, IDS, **DIMS), b, b.state, HEADS, root_b="model.", plain=plain)
+
+
+def between(recipe: str, through: str, a: Callable[..., Tensor], b: Callable[..., Tensor]) -> Case:
+    """Neither side is transformers': the first state dict of b comes through another recipe."""
+    llama = Transformers("LlamaForCausalLM", **LLAMA)
+
+    def state() -> dict[str, Tensor]:
+        return convert(through, "b", llama.state(), HEADS, {"a": "", "b": "model."})
+
+    return Case(
+        recipe, "grouped queries", lambda s: a(s, IDS, **DIMS), lambda s: b(s, IDS, **DIMS), state, HEADS
+    )
 
 
 CASES = [
     llama("llama-meta", llamas.meta, "grouped queries"),
-    llama("llama-meta", llamas.meta, "Mistral with its own head size", "MistralForCausalLM", head_dim=12),
+    llama("llama-meta", llamas.meta, "Mistral with its own head size", "Mistral", head_dim=12),
     llama("litgpt-llama", llamas.litgpt, "grouped queries", plain=True),
-    llama("litgpt-llama", llamas.litgpt, "Qwen2: biases of q, k, v", "Qwen2ForCausalLM", plain=True),
-    llama("litgpt-llama", llamas.litgpt, "Qwen3: norms of q, k", "Qwen3ForCausalLM", head_dim=8, plain=True),
+    llama("litgpt-llama", llamas.litgpt, "Qwen2: biases of q, k, v", "Qwen2", plain=True),
+    llama("litgpt-llama", llamas.litgpt, "Qwen3: norms of q, k", "Qwen3", head_dim=8, plain=True),
+    llama("litgpt-llama-grouped", llamas.litgpt_grouped, "grouped queries"),
+    llama("litgpt-llama-grouped", llamas.litgpt_grouped, "Qwen2: biases of q, k, v", "Qwen2"),
+    between("litgpt-qkv", "litgpt-llama", llamas.litgpt_grouped, llamas.litgpt),
+    between("llama-meta-litgpt", "litgpt-llama", llamas.meta, llamas.litgpt),
+    between("llama-meta-litgpt-grouped", "litgpt-llama-grouped", llamas.meta, llamas.litgpt_grouped),
+    llama("gpt-fast-llama", llamas.gpt_fast, "grouped queries"),
+    llama("torchtune-llama", llamas.torchtune, "grouped queries"),
+    llama("torchtune-qwen2", llamas.torchtune_qwen2, "biases of q, k, v", "Qwen2", plain=True),
 ]

@@ -1,59 +1,151 @@
 """LLaMA as several libraries store it: forward passes on their own state dicts.
 
-Sources: Meta's `llama3/model.py` (llama_models 0.3), LitGPT 0.5.13 `model.py`.
+Sources: Meta's `llama3/model.py` (llama_models 0.3), LitGPT 0.5.13 `model.py`, gpt-fast `model.py`,
+torchtune 0.6.1 `modules/attention.py`, `modules/position_embeddings.py`, `models/qwen2/_positional_embeddings.py`.
 """
 
-import torch
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from torch.nn.functional import silu
 
-from tests.recipes.models.parts import attention, depth, heads, linear, rms_norm, turn_halves, turn_pairs
+from tests.recipes.models.parts import (
+    attention,
+    depth,
+    heads,
+    linear,
+    rms_norm,
+    turn_halves,
+    turn_pairs,
+)
 
 EPS = 1e-5
 
 
-def meta(state, ids, n_heads, n_kv_heads):
-    x = state["tok_embeddings.weight"][ids]
-    for i in range(depth(state, "layers.{}.attention_norm.weight")):
-        at = f"layers.{i}."
-        y = rms_norm(x, state[at + "attention_norm.weight"], EPS)
-        q = heads(linear(state, at + "attention.wq", y), n_heads)
-        k = heads(linear(state, at + "attention.wk", y), n_kv_heads)
-        v = heads(linear(state, at + "attention.wv", y), n_kv_heads)
-        x = x + linear(state, at + "attention.wo", attention(turn_pairs(q), turn_pairs(k), v))
-        y = rms_norm(x, state[at + "ffn_norm.weight"], EPS)
-        gate, up = linear(state, at + "feed_forward.w1", y), linear(state, at + "feed_forward.w3", y)
-        x = x + linear(state, at + "feed_forward.w2", silu(gate) * up)
-    return linear(state, "output", rms_norm(x, state["norm.weight"], EPS))
+@dataclass(frozen=True)
+class Names:
+    """Where a library keeps the parts; those of a block are below ``block``."""
+
+    embedding: str
+    block: str
+    norm_1: str
+    out: str
+    norm_2: str
+    gate: str
+    up: str
+    down: str
+    norm: str
+    head: str
 
 
-def litgpt(state, ids, n_heads, n_kv_heads, grouped=False):
-    """``grouped``: before 0.5 `attn.attn` held, group by group, q heads and their k and v."""
-    x = state["transformer.wte.weight"][ids]
-    for i in range(depth(state, "transformer.h.{}.norm_1.weight")):
-        at = f"transformer.h.{i}."
-        y = rms_norm(x, state[at + "norm_1.weight"], EPS)
-        q, k, v = _litgpt_qkv(state, at, y, n_heads, n_kv_heads, grouped)
-        q, k = _head_norm(state, at + "attn.norm_q", q), _head_norm(state, at + "attn.norm_k", k)
-        x = x + linear(state, at + "attn.proj", attention(turn_halves(q), turn_halves(k), v))
-        y = rms_norm(x, state[at + "norm_2.weight"], EPS)
-        gate, up = linear(state, at + "mlp.fc_1", y), linear(state, at + "mlp.fc_2", y)
-        x = x + linear(state, at + "mlp.proj", silu(gate) * up)
-    return linear(state, "lm_head", rms_norm(x, state["transformer.ln_f.weight"], EPS))
+def forward(state, ids, names: Names, qkv: Callable, turn: Callable, theta=10000.0):
+    """``qkv(state, block, x)`` gives q, k and v by head; ``turn`` is the rotary embedding."""
+    x = state[names.embedding][ids]
+    for i in range(depth(state, names.block + names.norm_1)):
+        at = names.block.format(i)
+        q, k, v = qkv(state, at, rms_norm(x, state[at + names.norm_1], EPS))
+        x = x + linear(state, at + names.out, attention(turn(q, theta), turn(k, theta), v))
+        y = rms_norm(x, state[at + names.norm_2], EPS)
+        gate, up = linear(state, at + names.gate, y), linear(state, at + names.up, y)
+        x = x + linear(state, at + names.down, silu(gate) * up)
+    return linear(state, names.head, rms_norm(x, state[names.norm], EPS))
 
 
-def _head_norm(state, name, x):
-    weight = state.optional(name + ".weight")
-    return x if weight is None else rms_norm(x, weight, EPS)
+def separate(pattern: str, n_heads: int, n_kv_heads: int):
+    """q, k, v of three layers: ``attention.w{}``."""
+
+    def qkv(state, at, y):
+        counts = (n_heads, n_kv_heads, n_kv_heads)
+        return [
+            heads(linear(state, at + pattern.format(p), y), n) for p, n in zip("qkv", counts, strict=True)
+        ]
+
+    return qkv
 
 
-def _litgpt_qkv(state, at, y, n_heads, n_kv_heads, grouped):
-    if not grouped:
-        size = state[at + "attn.proj.weight"].shape[1] // n_heads
-        rows = [n_heads * size, n_kv_heads * size, n_kv_heads * size]
-        parts = linear(state, at + "attn.qkv", y).split(rows, -1)
-        return [heads(p, n) for p, n in zip(parts, (n_heads, n_kv_heads, n_kv_heads), strict=True)]
-    per_group = n_heads // n_kv_heads
-    fused = linear(state, at + "attn.attn", y)
-    fused = fused.view(*y.shape[:-1], n_kv_heads, per_group + 2, -1)
-    q, k, v = fused.split((per_group, 1, 1), -2)
-    return [torch.flatten(p, 2, 3) for p in (q, k, v)]
+def joined(name: str, n_heads: int, n_kv_heads: int, norms: str = ""):
+    """One layer: all of q, then all of k, then all of v."""
+
+    def qkv(state, at, y):
+        fused = heads(linear(state, at + name, y), n_heads + 2 * n_kv_heads)
+        q, k, v = fused.split((n_heads, n_kv_heads, n_kv_heads), -2)
+        if norms and at + norms.format("q") + ".weight" in state:
+            q = rms_norm(q, state[at + norms.format("q") + ".weight"], EPS)
+            k = rms_norm(k, state[at + norms.format("k") + ".weight"], EPS)
+        return q, k, v
+
+    return qkv
+
+
+def grouped(name: str, n_heads: int, n_kv_heads: int):
+    """One layer: group by group some heads of q, their k and their v."""
+
+    def qkv(state, at, y):
+        per_group = n_heads // n_kv_heads
+        fused = linear(state, at + name, y).view(*y.shape[:-1], n_kv_heads, per_group + 2, -1)
+        q, k, v = fused.split((per_group, 1, 1), -2)
+        return [part.flatten(2, 3) for part in (q, k, v)]
+
+    return qkv
+
+
+META = Names(
+    "tok_embeddings.weight",
+    "layers.{}.",
+    "attention_norm.weight",
+    "attention.wo",
+    "ffn_norm.weight",
+    "feed_forward.w1",
+    "feed_forward.w3",
+    "feed_forward.w2",
+    "norm.weight",
+    "output",
+)
+LITGPT = Names(
+    "transformer.wte.weight",
+    "transformer.h.{}.",
+    "norm_1.weight",
+    "attn.proj",
+    "norm_2.weight",
+    "mlp.fc_1",
+    "mlp.fc_2",
+    "mlp.proj",
+    "transformer.ln_f.weight",
+    "lm_head",
+)
+TORCHTUNE = Names(
+    "tok_embeddings.weight",
+    "layers.{}.",
+    "sa_norm.scale",
+    "attn.output_proj",
+    "mlp_norm.scale",
+    "mlp.w1",
+    "mlp.w3",
+    "mlp.w2",
+    "norm.scale",
+    "output",
+)
+
+
+def meta(state, ids, **dims):
+    return forward(state, ids, META, separate("attention.w{}", **dims), turn_pairs)
+
+
+def gpt_fast(state, ids, **dims):
+    return forward(state, ids, META, joined("attention.wqkv", **dims), turn_pairs)
+
+
+def litgpt(state, ids, **dims):
+    return forward(state, ids, LITGPT, joined("attn.qkv", norms="attn.norm_{}", **dims), turn_halves)
+
+
+def litgpt_grouped(state, ids, **dims):
+    return forward(state, ids, LITGPT, grouped("attn.attn", **dims), turn_halves)
+
+
+def torchtune(state, ids, **dims):
+    return forward(state, ids, TORCHTUNE, separate("attn.{}_proj", **dims), turn_pairs)
+
+
+def torchtune_qwen2(state, ids, **dims):
+    return forward(state, ids, TORCHTUNE, separate("attn.{}_proj", **dims), turn_halves)

@@ -49,7 +49,7 @@ def angles(time: int, size: int, theta: float) -> Tensor:
     return torch.outer(torch.arange(time, dtype=torch.float64), steps)
 
 
-def turn_pairs(x: Tensor, theta: float = 10000.0, size: int | None = None) -> Tensor:
+def turn_pairs(x: Tensor, theta: float = 10000.0, size: int = 0) -> Tensor:
     """Rotary embedding of neighbours (2i, 2i+1), as complex numbers. x: [..., time, heads, head size]."""
     size = size or x.shape[-1]
     turned = torch.view_as_complex(x[..., :size].unflatten(-1, (-1, 2)).contiguous())
@@ -58,7 +58,7 @@ def turn_pairs(x: Tensor, theta: float = 10000.0, size: int | None = None) -> Te
     return torch.cat([turned, x[..., size:]], -1)
 
 
-def turn_halves(x: Tensor, theta: float = 10000.0, size: int | None = None) -> Tensor:
+def turn_halves(x: Tensor, theta: float = 10000.0, size: int = 0) -> Tensor:
     """Rotary embedding of (i, i + size/2). x: [..., time, heads, head size]."""
     size = size or x.shape[-1]
     angle = angles(x.shape[-3], size, theta)[:, None]
