@@ -104,17 +104,26 @@ def _filled(pattern: str, root: str, found: re.Match[str]) -> str:
 
 
 def convert(
-    name: str, side: str, state: State, facts: Mapping[str, int], roots: Mapping[str, str], ops: bool = True
+    name: str,
+    side: str,
+    state: State,
+    facts: Mapping[str, int],
+    roots: Mapping[str, str],
+    skip: tuple[str, ...] = (),
+    ops: bool = True,
 ) -> State:
     """The tree of the other side from one of ``side``; every tensor of ``state`` must be used exactly once.
 
-    Without ``ops`` only renames, joins and parts are left, as a tool does that goes by shapes.
+    ``skip``: words of keys that this variant of a family does not have. Without ``ops`` only renames, joins
+    and parts are left, as a tool does that goes by shapes.
     """
     recipe, other = load(name), "b" if side == "a" else "a"
     known = values(recipe, side, state, roots[side], facts)
     out: State = {}
     used: set[str] = set()
     for pair in recipe["pair"]:
+        if any(word in pattern for word in skip for pattern in pair["a"] + pair["b"]):
+            continue
         regex = _regex(pair[side][0], roots[side])
         for key in state:
             if not (found := regex.fullmatch(key)):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tests.recipes.applier import NAMES, convert
+from tests.recipes.applier import NAMES
 from tests.recipes.cases import CASES
 from tests.recipes.models.parts import Used
 
@@ -52,7 +52,7 @@ def test_every_recipe_is_proved():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_outputs_agree_in_both_directions_and_differ_without_the_ops(case):
     b = random_like(case.state())
-    a = convert(case.recipe, "b", b, case.facts, case.roots)
+    a = case.convert("b", b)
     due = run(case.b, b)
     assert due.dtype == torch.float64
     torch.testing.assert_close(run(case.a, a), due, **TOLERANCE)
@@ -60,7 +60,7 @@ def test_outputs_agree_in_both_directions_and_differ_without_the_ops(case):
 
     a = random_like(a)
     due = run(case.a, a)
-    b = convert(case.recipe, "a", a, case.facts, case.roots)
+    b = case.convert("a", a)
     torch.testing.assert_close(run(case.b, b), due, **TOLERANCE)
     differs(case, case.b, "a", a, due)
 
@@ -69,8 +69,7 @@ def differs(case, forward, side, state, due):
     """Renames, joins and parts alone cannot be loaded, or give other outputs: by a hundredth at least."""
     if case.plain:
         return
-    bare = convert(case.recipe, side, state, case.facts, case.roots, ops=False)
-    whole = convert(case.recipe, side, state, case.facts, case.roots)
+    bare, whole = case.convert(side, state, ops=False), case.convert(side, state)
     if any(bare[k].shape != whole[k].shape for k in whole):
         return
     assert (run(forward, bare) - due).abs().max() > 1e-2 * due.abs().max()
@@ -79,7 +78,6 @@ def differs(case, forward, side, state, due):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_way_there_and_back_changes_nothing(case):
     b = random_like(case.state())
-    a = convert(case.recipe, "b", b, case.facts, case.roots)
-    again = convert(case.recipe, "a", a, case.facts, case.roots)
+    again = case.convert("a", case.convert("b", b))
     assert set(again) == set(b)
     assert all(torch.equal(again[k], b[k]) for k in b)

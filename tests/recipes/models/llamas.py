@@ -1,11 +1,12 @@
 """LLaMA as several libraries store it: forward passes on their own state dicts.
 
 Sources: Meta's `llama3/model.py` (llama_models 0.3), LitGPT 0.5.13 `model.py`, gpt-fast `model.py`,
-torchtune 0.6.1 `modules/attention.py`, `modules/position_embeddings.py`, `models/qwen2/_positional_embeddings.py`.
+torchtune 0.6.1 `modules/attention.py`, `modules/position_embeddings.py`, `models/qwen2/_positional_embeddings.py`,
+InternLM2 `modeling_internlm2.py`, Qwen `modeling_qwen.py`, megatron-core 0.11 `transformer/attention.py`, `mlp.py`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.nn.functional import silu
 
@@ -46,9 +47,16 @@ def forward(state, ids, names: Names, qkv: Callable, turn: Callable, theta=10000
         q, k, v = qkv(state, at, rms_norm(x, state[at + names.norm_1], EPS))
         x = x + linear(state, at + names.out, attention(turn(q, theta), turn(k, theta), v))
         y = rms_norm(x, state[at + names.norm_2], EPS)
-        gate, up = linear(state, at + names.gate, y), linear(state, at + names.up, y)
+        gate, up = _gate_up(state, at, names, y)
         x = x + linear(state, at + names.down, silu(gate) * up)
     return linear(state, names.head, rms_norm(x, state[names.norm], EPS))
+
+
+def _gate_up(state, at, names, y):
+    """Without ``up`` one layer makes both, the gate first."""
+    if not names.up:
+        return linear(state, at + names.gate, y).chunk(2, -1)
+    return linear(state, at + names.gate, y), linear(state, at + names.up, y)
 
 
 def separate(pattern: str, n_heads: int, n_kv_heads: int):
@@ -101,6 +109,9 @@ META = Names(
     "norm.weight",
     "output",
 )
+INTERNLM2 = replace(
+    META, embedding="model.tok_embeddings.weight", block="model.layers.{}.", norm="model.norm.weight"
+)
 LITGPT = Names(
     "transformer.wte.weight",
     "transformer.h.{}.",
@@ -125,6 +136,31 @@ TORCHTUNE = Names(
     "norm.scale",
     "output",
 )
+QWEN1 = Names(
+    "transformer.wte.weight",
+    "transformer.h.{}.",
+    "ln_1.weight",
+    "attn.c_proj",
+    "ln_2.weight",
+    "mlp.w2",
+    "mlp.w1",
+    "mlp.c_proj",
+    "transformer.ln_f.weight",
+    "lm_head",
+)
+MEGATRON = Names(
+    "embedding.word_embeddings.weight",
+    "decoder.layers.{}.",
+    "self_attention.linear_qkv.layer_norm_weight",
+    "self_attention.linear_proj",
+    "mlp.linear_fc1.layer_norm_weight",
+    "mlp.linear_fc1",
+    "",
+    "mlp.linear_fc2",
+    "decoder.final_layernorm.weight",
+    "output_layer",
+)
+MEGATRON_LOCAL = replace(MEGATRON, norm_1="input_layernorm.weight", norm_2="pre_mlp_layernorm.weight")
 
 
 def meta(state, ids, **dims):
@@ -149,3 +185,19 @@ def torchtune(state, ids, **dims):
 
 def torchtune_qwen2(state, ids, **dims):
     return forward(state, ids, TORCHTUNE, separate("attn.{}_proj", **dims), turn_halves)
+
+
+def internlm2(state, ids, **dims):
+    return forward(state, ids, INTERNLM2, grouped("attention.wqkv", **dims), turn_halves)
+
+
+def qwen1(state, ids, **dims):
+    return forward(state, ids, QWEN1, joined("attn.c_attn", **dims), turn_halves)
+
+
+def megatron(state, ids, names=MEGATRON, **dims):
+    return forward(state, ids, names, grouped("self_attention.linear_qkv", **dims), turn_halves)
+
+
+def megatron_local(state, ids, **dims):
+    return megatron(state, ids, MEGATRON_LOCAL, **dims)
