@@ -3,7 +3,8 @@
 Grammar::
 
     chain = op ("|" op)*
-    op    = name | name "(" arguments ")" | "each:" op
+    op    = name | name "(" arguments ")" | each ":" op
+    each  = "each" | "each[" position ("," position)* "]"
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MAX_OPS = 64  # per chain; real ones have at most a handful
 MAX_TEXT = 100_000  # characters; a blockperm of many blocks is long, more than this is hostile
 
+_EACH = re.compile(r"each(?:\[([0-9]{1,6}(?:,[0-9]{1,6})*)\])?:")
 _OP = re.compile(r"(?P<name>[a-z][a-z0-9_]*)(?:\((?P<args>[^()|]*)\))?")
 
 
@@ -144,11 +146,12 @@ def _parse(text: str) -> Chain:
 
 def _parse_op(text: str, position: int) -> Op:
     where = f"in op text at position {position}: {text[:60]!r}"
-    if text.startswith("each:"):
-        inner = _parse_op(text.removeprefix("each:").strip(), position + 5)
+    each = _EACH.match(text)
+    if each is not None:
+        inner = _parse_op(text[each.end() :].strip(), position + each.end())
         if not isinstance(inner, Unary):
             raise PlanError(f"`each:` applies an op of one tensor to every source, {where}")
-        return Each(inner)
+        return Each(inner, tuple(map(int, each[1].split(","))) if each[1] else ())
     match = _OP.fullmatch(text)
     if match is None:
         raise PlanError(f"expected name(arguments), {where}")

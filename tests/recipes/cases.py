@@ -1,0 +1,186 @@
+"""The crossings that are proved: two forward passes on state dicts, and the facts that a config gives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.recipes.applier import convert
+from tests.recipes.models import litgpt_layernorm, llamas
+
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 0]])
+Forward = Callable[[dict[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """``a`` and ``b`` are forward passes on the state dicts of the two sides; ``state`` is one of side b.
+
+    ``plain``: the recipe only renames, joins and takes apart, so nothing is left to leave out. ``skip``: words
+    of keys that this variant does not have.
+    """
+
+    recipe: str
+    title: str
+    a: Forward
+    b: Forward
+    state: Callable[[], dict[str, Tensor]]
+    facts: dict[str, int]
+    root_a: str = ""
+    root_b: str = ""
+    plain: bool = False
+    skip: tuple[str, ...] = ()
+    roots: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roots", {"a": self.root_a, "b": self.root_b})
+
+    def convert(self, side: str, state: dict[str, Tensor], ops: bool = True) -> dict[str, Tensor]:
+        return convert(self.recipe, side, state, self.facts, self.roots, self.skip, ops)
+
+    def __str__(self) -> str:
+        return f"{self.recipe}: {self.title}"
+
+
+class Transformers:
+    """A model of the transformers library from its config, made when it is first needed."""
+
+    def __init__(self, name: str, **config: Any) -> None:
+        self.name, self.config = name, config
+
+    @property
+    def model(self) -> torch.nn.Module:
+        import transformers
+
+        cls = getattr(transformers, self.name)
+        config = cls.config_class(**self.config, attn_implementation="eager")
+        return cls(config).double().eval()
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.model.state_dict())
+
+    def __call__(self, state: dict[str, Tensor]) -> Tensor:
+        model = self.model
+        model.load_state_dict({k: state[k] for k in state}, strict=True)
+        return model(IDS).logits
+
+
+LLAMA = {
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 11,
+    "rms_norm_eps": llamas.EPS,
+    "tie_word_embeddings": False,
+}
+HEADS = {"num_attention_heads": 6, "num_key_value_heads": 2}
+DIMS = {"n_heads": 6, "n_kv_heads": 2}
+
+
+def llama(recipe: str, a: Callable[..., Tensor], title: str, cls: str = "Llama", **more: Any) -> Case:
+    """One of transformers' relatives of LLaMA on side b."""
+    plain, root_a, skip = more.pop("plain", False), more.pop("root_a", ""), more.pop("skip", ())
+    config = {**LLAMA, **more}
+    heads = {"n_heads": config["num_attention_heads"], "n_kv_heads": config["num_key_value_heads"]}
+    facts = {k: config[k] for k in HEADS}
+    b = Transformers(f"{cls}ForCausalLM", **config)
+    return Case(recipe, title, lambda s: a(s, IDS, **heads), b, b.state, facts, root_a, "model.", plain, skip)
+
+
+def between(recipe: str, through: str, a: Callable[..., Tensor], b: Callable[..., Tensor]) -> Case:
+    """Neither side is transformers': the first state dict of b comes through another recipe."""
+    llama = Transformers("LlamaForCausalLM", **LLAMA)
+
+    def state() -> dict[str, Tensor]:
+        return convert(through, "b", llama.state(), HEADS, {"a": "", "b": "model."})
+
+    return Case(
+        recipe, "grouped queries", lambda s: a(s, IDS, **DIMS), lambda s: b(s, IDS, **DIMS), state, HEADS
+    )
+
+
+NEOX = {k: LLAMA[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")}
+FALCON = {**NEOX, "bias": False, "alibi": False, "tie_word_embeddings": False}
+
+
+def neox(recipe: str, old: bool) -> Case:
+    b = Transformers(
+        "GPTNeoXForCausalLM", **NEOX, intermediate_size=40, rotary_pct=0.5, tie_word_embeddings=False
+    )
+
+    def a(state: dict[str, Tensor]) -> Tensor:
+        return litgpt_layernorm.litgpt(state, IDS, 6, 6, rotary=4, old=old)
+
+    facts = {"num_attention_heads": 6}
+    return Case(recipe, "Pythia", a, b, b.state, facts, "", "gpt_neox.", plain=old, skip=("embed_out",))
+
+
+def falcon(recipe: str, title: str, kv_heads: int, old: bool, **config: Any) -> Case:
+    b = Transformers("FalconForCausalLM", **FALCON, ffn_hidden_size=40, **config)
+
+    def a(state: dict[str, Tensor]) -> Tensor:
+        return litgpt_layernorm.litgpt(state, IDS, 6, kv_heads, rotary=8, old=old)
+
+    skip = ("input_layernorm",) if "num_kv_heads" in config else ("ln_attn", "ln_mlp")
+    facts = {
+        "num_attention_heads": 6
+    }  # the 7B model's configuration says as many for k and v, which is not so
+    return Case(recipe, title, a, b, b.state, facts, "", "transformer.", old or kv_heads == 1, skip)
+
+
+FALCON_7B = {"multi_query": True, "new_decoder_architecture": False, "parallel_attn": True}
+FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 2}
+FALCON_MHA = {"multi_query": False, "new_decoder_architecture": False, "parallel_attn": True}
+
+
+def phi3() -> Case:
+    a, b = (Transformers(f"{name}ForCausalLM", **LLAMA, pad_token_id=None) for name in ("Phi3", "Llama"))
+    return Case("phi3-llama", "grouped queries", a, b, b.state, HEADS, "model.", "model.", plain=True)
+
+
+CASES = [
+    llama("llama-meta", llamas.meta, "grouped queries"),
+    llama("llama-meta", llamas.meta, "Mistral with its own head size", "Mistral", head_dim=12),
+    llama("litgpt-llama", llamas.litgpt, "grouped queries", plain=True),
+    llama("litgpt-llama", llamas.litgpt, "Qwen2: biases of q, k, v", "Qwen2", plain=True),
+    llama("litgpt-llama", llamas.litgpt, "Qwen3: norms of q, k", "Qwen3", head_dim=8, plain=True),
+    llama("litgpt-llama-grouped", llamas.litgpt_grouped, "grouped queries"),
+    llama("litgpt-llama-grouped", llamas.litgpt_grouped, "Qwen2: biases of q, k, v", "Qwen2"),
+    between("litgpt-qkv", "litgpt-llama", llamas.litgpt_grouped, llamas.litgpt),
+    between("llama-meta-litgpt", "litgpt-llama", llamas.meta, llamas.litgpt),
+    between("llama-meta-litgpt-grouped", "litgpt-llama-grouped", llamas.meta, llamas.litgpt_grouped),
+    llama("gpt-fast-llama", llamas.gpt_fast, "grouped queries"),
+    llama("torchtune-llama", llamas.torchtune, "grouped queries"),
+    llama("torchtune-qwen2", llamas.torchtune_qwen2, "biases of q, k, v", "Qwen2", plain=True),
+    neox("litgpt-gpt-neox", old=False),
+    neox("litgpt-gpt-neox-grouped", old=True),
+    falcon("litgpt-falcon", "7B: one k and v", 1, False, **FALCON_7B),
+    falcon("litgpt-falcon", "40B: groups", 2, False, **FALCON_40B),
+    falcon("litgpt-falcon", "a k and v for each head", 6, False, **FALCON_MHA),
+    falcon("litgpt-falcon-grouped", "7B: one k and v", 1, True, **FALCON_7B),
+    falcon("litgpt-falcon-grouped", "40B: groups", 2, True, **FALCON_40B),
+    llama("internlm2-llama", llamas.internlm2, "grouped queries", root_a="model."),
+    phi3(),
+    llama(
+        "megatron-core-llama",
+        llamas.megatron,
+        "norms inside the layers",
+        skip=("decoder.layers.{i}.input_layernorm", "pre_mlp"),
+    ),
+    llama(
+        "megatron-core-llama", llamas.megatron_local, "norms beside the layers", skip=("layer_norm_weight",)
+    ),
+    llama(
+        "qwen1-llama",
+        llamas.qwen1,
+        "Qwen2: biases of q, k, v",
+        "Qwen2",
+        num_key_value_heads=6,
+        root_a="transformer.",
+        plain=True,
+    ),
+]
