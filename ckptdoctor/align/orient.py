@@ -99,7 +99,7 @@ def _follow(pair: Pair, votes: dict[tuple[str, str], set[Chain]], turned: bool) 
 
 def _hinted(pair: Pair) -> bool:
     """Whether names or classes alone suggest another layout: a `kernel` becomes a `weight`, a Conv1D."""
-    if pair.target.cls in TURNED_CLASSES and pair.source.name.skeleton != pair.target.name.skeleton:
+    if pair.target.cls in TURNED_CLASSES and pair.source.path != pair.target.path:
         return True
     mine = _leaf_word(pair.source.leaves[pair.role].keys[0])
     theirs = _leaf_word(pair.target.leaves[pair.role].keys[0])
