@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ckptdoctor.align.folds import norm_dim
 from ckptdoctor.align.names import name_of
-from ckptdoctor.align.roles import trio_parts, values_of
+from ckptdoctor.align.roles import values_of
 from ckptdoctor.align.units import Leaf, Unit
 
 # fused concept -> (group it belongs to, its parts in the order in which they are packed)
@@ -104,68 +104,3 @@ def fold_weight_norm(sources: list[Unit], targets: Sequence[Unit]) -> list[Unit]
             unit.leaves["weight"] = Leaf((*g.keys, *v.keys), v.shape, (f"weight_norm({dim})",))
             unit.seal()
     return sources
-
-
-def stack_experts(sources: list[Unit], targets: Sequence[Unit]) -> list[Unit]:
-    """A list of experts becomes one tensor per matrix where the model keeps them stacked."""
-    stacked = [u for u in targets if u.bare and len(u.leaves["weight"].shape) == 3 and _has(u, "experts")]
-    if not stacked:
-        return sources
-    counts = {u.leaves["weight"].shape[0] for u in stacked}
-    fused = any(values_of(u).get("ffn") == "gateup" for u in stacked)
-    groups = _expert_groups(sources)
-    out, gone = [], set()
-    for base, members in groups.items():
-        sizes = {len(units) for units in members.values()}
-        if len(sizes) != 1 or not sizes <= counts:
-            continue
-        out += _stack(base, members, fused)
-        gone |= {u.index for units in members.values() for u in units}
-    return sorted([u for u in sources if u.index not in gone] + out, key=lambda u: u.index)
-
-
-def _has(unit: Unit, concept: str) -> bool:
-    return any(concept in segment for segment in unit.name.concepts)
-
-
-def _expert_groups(units: Sequence[Unit]) -> dict[str, dict[str, list[Unit]]]:
-    """Path of the expert list -> name inside an expert -> the experts' units in order."""
-    groups: dict[str, dict[str, list[Unit]]] = defaultdict(lambda: defaultdict(list))
-    for unit in units:
-        segments = unit.path.split(".")
-        for i in range(len(segments) - 2):
-            if segments[i + 1].isdigit() and "experts" in name_of(segments[i]).concepts[0]:
-                if set(unit.leaves) == {"weight"}:
-                    base, inner = ".".join(segments[: i + 1]), ".".join(segments[i + 2 :])
-                    groups[base][inner].append(unit)
-                break
-    for members in groups.values():
-        for found in members.values():
-            found.sort(key=lambda u: u.name.numbers)
-    return groups
-
-
-def _stack(base: str, members: dict[str, list[Unit]], fused: bool) -> list[Unit]:
-    part = {str(values_of(units[0]).get("ffn")): inner for inner, units in members.items()}
-    part.update(trio_parts({inner: units[0] for inner, units in members.items()}))
-    out = []
-    if fused and "gate" in part and "up" in part:
-        gates, ups = members.pop(part["gate"]), members.pop(part["up"])
-        rows, columns = gates[0].leaves["weight"].shape
-        keys = tuple(
-            k for g, u in zip(gates, ups, strict=True) for x in (g, u) for k in x.leaves["weight"].keys
-        )
-        shape: tuple[int, ...] = (len(gates), 2 * rows, columns)
-        chain = ("concat(0)", f"reshape({','.join(map(str, shape))})")
-        out.append(_composite(gates[0], f"{base}.gate_up_proj", Leaf(keys, shape, chain), (*gates, *ups)))
-    names = {inner: name for name, inner in part.items()}
-    for inner, units in members.items():
-        keys = tuple(k for u in units for k in u.leaves["weight"].keys)
-        shape = (len(units), *units[0].leaves["weight"].shape)
-        name = {"down": "down_proj", "gate": "gate_proj", "up": "up_proj"}.get(names.get(inner, ""), inner)
-        out.append(_composite(units[0], f"{base}.{name}", Leaf(keys, shape, ("stack(0)",)), tuple(units)))
-    return out
-
-
-def _composite(first: Unit, path: str, leaf: Leaf, parts: tuple[Unit, ...]) -> Unit:
-    return Unit(first.index, path, {"weight": leaf}, name_of(path), bare=True, parts=parts).seal()

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ckptdoctor.align import checks, chosen, crossing, facts, finish, folds, layouts, variants
-from ckptdoctor.align.compose import compose, fold_weight_norm, stack_experts
+from ckptdoctor.align.compose import compose, fold_weight_norm
 from ckptdoctor.align.crossing import Crossing
+from ckptdoctor.align.experts import stack_experts
 from ckptdoctor.align.matcher import Matching, match_units
 from ckptdoctor.align.model import Alignment, Match, Question, Unused
 from ckptdoctor.align.names import is_derived, is_training_state, table
@@ -110,7 +111,9 @@ def make_units(state: State) -> None:
     state.sources = fold_weight_norm(state.sources, state.targets)
     folds.unfold_targets(state)
     folds.fold_sources(state, facts.known(state))
-    state.sources = stack_experts(state.sources, state.targets)
+    stacked = stack_experts(state.sources, state.targets)
+    state.targets = stack_experts(state.targets, state.sources)
+    state.sources = stacked
     composed = compose(state.sources, state.targets)
     state.targets = compose(state.targets, state.sources)
     state.sources = composed

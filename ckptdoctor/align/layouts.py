@@ -9,8 +9,8 @@ from ckptdoctor.align.checks import take_back
 from ckptdoctor.align.chosen import is_declared
 from ckptdoctor.align.model import Question
 from ckptdoctor.align.names import Token, table, words
-from ckptdoctor.align.roles import values_of
-from ckptdoctor.align.units import Unit
+from ckptdoctor.align.roles import kind_of, values_of
+from ckptdoctor.align.units import Unit, is_stacked
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
@@ -46,7 +46,42 @@ def invisible(state: State) -> None:
         "the order of pixels and channels inside a flattened patch cannot be seen from shapes",
         "(c, h, w) and (h, w, c) give the same number of columns",
     )
+    gated = [(u, v) for u, v in pairs if _gates_crossed(u, v)]
+    _question(
+        state,
+        gated,
+        "gateup",
+        "how gate and up are packed inside the experts' tensor cannot be seen from shapes",
+        "one after the other, or column by column (as gpt-oss does), give the same shape",
+    )
     _flatten_warnings(state, pairs)
+    _rotary_warning(state, pairs)
+
+
+def _gates_crossed(u: Unit, v: Unit) -> bool:
+    """Fused gates of stacked experts that have to be turned: libraries that do so pack them in two ways."""
+    fused = any(values_of(x).get("ffn") == "gateup" for x in (u, v))
+    return fused and is_stacked(u) and is_stacked(v) and u.leaves["weight"].shape != v.leaves["weight"].shape
+
+
+def _rotary_warning(state: State, pairs: list[tuple[Unit, Unit]]) -> None:
+    """Queries and keys that change their names in a network without a table of positions."""
+    if _has_positions(state) or any("rel_pos" in seg for u in state.targets for seg in u.name.concepts):
+        return
+    spoken = {t for q in state.questions for t in q.targets}
+    for u, v in pairs:
+        part = values_of(v).get("part")
+        weight = v.leaves.get("weight")
+        if part not in ("q", "k", "qkv") or weight is None or _raw(u) == _raw(v):
+            continue
+        key = state.target_names[weight.keys[0]]
+        if key not in spoken and not is_declared(state.matches[key]):
+            state.warnings.append(
+                f"`{key}` and its likes are renamed, and the model has no table of positions: if both code "
+                "bases turn queries and keys by rotary embeddings and pair a head's rows in other orders "
+                "(neighbours or halves), the shapes are the same and the values are not"
+            )
+            return
 
 
 def _patches_crossed(u: Unit, v: Unit) -> bool:
@@ -110,8 +145,8 @@ def _flatten_warnings(state: State, pairs: list[tuple[Unit, Unit]]) -> None:
         weight = target.leaves.get("weight")
         if weight is None:
             continue
-        if len(weight.shape) > 2:
-            channels = weight.shape[0]
+        if (len(weight.shape) > 2 and not target.bare) or (channels and kind_of(target) == "norm"):
+            channels = next(iter(weight.shape), 0)
             continue
         if len(weight.shape) == 2:
             columns = weight.shape[1]

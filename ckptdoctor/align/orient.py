@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from ckptdoctor.align.units import Leaf, Shape, Unit
+from ckptdoctor.align.units import Leaf, Shape, Unit, is_stacked
 
 Chain = tuple[str, ...]
 
@@ -30,8 +30,11 @@ class Pair:
     why: str = ""
 
 
-def options(src: Leaf, dst: Shape) -> tuple[Chain, ...]:
-    """Chains that turn the source shape into ``dst``, likeliest first; () when none does."""
+def options(src: Leaf, dst: Shape, stacked: bool = False) -> tuple[Chain, ...]:
+    """Chains that turn the source shape into ``dst``, likeliest first; () when none does.
+
+    ``stacked`` tensors hold one matrix for each expert, which may be transposed.
+    """
     shape = src.shape
     if prod(shape) != prod(dst):
         return ()
@@ -40,6 +43,8 @@ def options(src: Leaf, dst: Shape) -> tuple[Chain, ...]:
         found.append(())
     if len(shape) == len(dst) == 2 and shape[::-1] == dst and min(shape) > 1:
         found.append(("transpose(0,1)",))
+    if stacked and shape[0] == dst[0] and shape[:0:-1] == dst[1:] and min(shape[1:]) > 1:
+        found.append(("transpose(1,2)",))
     if found:
         return tuple(found)
     squeezed_s, squeezed_d = [d for d in shape if d != 1], [d for d in dst if d != 1]
@@ -63,7 +68,7 @@ def make_pairs(source: Unit, target: Unit) -> list[Pair] | None:
         mine = source.leaves.get(role)
         if mine is None:
             continue
-        found = options(mine, leaf.shape)
+        found = options(mine, leaf.shape, is_stacked(source))
         if not found:
             return None
         pairs.append(Pair(source, target, role, found))

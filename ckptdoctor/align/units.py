@@ -69,7 +69,8 @@ class Unit:
         without regard to transposition.
         """
         shapes = {r: leaf.shape for r, leaf in self.leaves.items() if r not in OPTIONAL_ROLES}
-        self.key = frozenset((r, canonical_shape(s)) for r, s in shapes.items())
+        form = stacked_shape if is_stacked(self) else canonical_shape
+        self.key = frozenset((r, form(s)) for r, s in shapes.items())
         self.kind = self.values = None
         self.exact = frozenset((r, tuple(d for d in s if d != 1)) for r, s in shapes.items())
         return self
@@ -79,6 +80,18 @@ def canonical_shape(shape: Shape) -> Shape:
     """Shape up to dimensions of one and, for matrices, transposition: what layout changes keep."""
     squeezed = tuple(d for d in shape if d != 1)
     return tuple(sorted(squeezed)) if len(squeezed) == 2 else squeezed
+
+
+def stacked_shape(shape: Shape) -> Shape:
+    """The same for the matrices of all experts in one tensor, which may each be transposed."""
+    return (*shape[:-2], *sorted(shape[-2:]))
+
+
+def is_stacked(unit: Unit) -> bool:
+    """Whether this is one tensor for all experts of a layer."""
+    if not unit.bare or len(unit.leaves["weight"].shape) != 3:
+        return False
+    return any("experts" in segment for segment in unit.name.concepts)
 
 
 def split_key(key: str, siblings: Iterable[str]) -> tuple[str, str, bool]:

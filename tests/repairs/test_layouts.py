@@ -314,3 +314,44 @@ def test_decisions_that_cannot_be_read_say_why(tmp_path, text):
     torch.save(meta_llama(), tmp_path / "consolidated.pth")
     with pytest.raises(DecisionError, match=r"known are|no number|written op="):
         auto_load(Llama(), tmp_path / "consolidated.pth", decisions=[text])
+
+
+class Experts(nn.Module):
+    """A small mixture of experts: a list of gated networks, or one tensor a matrix."""
+
+    def __init__(self, stacked: bool, count: int = 4, width: int = 8, inner: int = 12) -> None:
+        super().__init__()
+        if stacked:
+            self.gate_up_proj = nn.Parameter(torch.randn(count, 2 * inner, width))
+            self.down_proj = nn.Parameter(torch.randn(count, width, inner))
+        else:
+            for e in range(count):
+                expert = {n: nn.Linear(width, inner, bias=False) for n in ("gate_proj", "up_proj")}
+                expert["down_proj"] = nn.Linear(inner, width, bias=False)
+                self.add_module(str(e), nn.ModuleDict(expert))
+
+    def forward(self, x: torch.Tensor, e: int) -> torch.Tensor:
+        if hasattr(self, "gate_up_proj"):
+            gate, up = (x @ self.gate_up_proj[e].T).chunk(2, -1)
+            return (torch.sigmoid(gate) * up) @ self.down_proj[e].T
+        expert = self.get_submodule(str(e))
+        return expert["down_proj"](torch.sigmoid(expert["gate_proj"](x)) * expert["up_proj"](x))
+
+
+def mixture(stacked: bool) -> nn.ModuleDict:
+    blocks = (
+        nn.ModuleDict({"router": nn.Linear(8, 4, bias=False), "experts": Experts(stacked)}) for _ in range(2)
+    )
+    return nn.ModuleDict({"layers": nn.ModuleList(blocks)})
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_experts_are_stacked_and_taken_apart(tmp_path, stacked):
+    source, model = mixture(stacked), mixture(not stacked)
+    torch.save(source.state_dict(), tmp_path / "moe.pth")
+    auto_load(model, tmp_path / "moe.pth")
+    x = torch.randn(3, 8)
+    for a, b in zip(source["layers"], model["layers"], strict=True):
+        for e in range(4):
+            with torch.no_grad():
+                assert torch.allclose(a["experts"](x, e), b["experts"](x, e), atol=1e-5)
