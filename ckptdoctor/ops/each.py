@@ -1,4 +1,4 @@
-"""``each:<op>``: one op applied to every source, before they are joined."""
+"""Ops on every source, before they are joined: each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Each(Op):
-    """``each:transpose(0,1)``: the op on every source; written with a colon, so it is not in the registry."""
+    """``each:transpose(0,1)``: the op on every source; written with a colon, so it is not in the registry.
+
+    Source: that of the op.
+    """
 
     op: Unary
 
