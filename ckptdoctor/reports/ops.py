@@ -97,11 +97,11 @@ def op_page(entry: OpEntry) -> Page:
 def ops_markdown() -> str:
     """The text of docs/ops.md."""
     lines = [HEAD]
-    modules = dict.fromkeys(op.__module__ for op in (*OPS.values(), Each))
-    for module in modules:
+    ops: tuple[type[Op], ...] = (*OPS.values(), Each)
+    for module in dict.fromkeys(op.__module__ for op in ops):
         title = (sys.modules[module].__doc__ or "").splitlines()[0]
         lines += [f"## {re.sub(r':.*', '', title).rstrip('.')}", ""]
-        for op in (o for o in (*OPS.values(), Each) if o.__module__ == module):
+        for op in (o for o in ops if o.__module__ == module):
             entry = op_entry(op)
             lines += [f"### {entry.name}", "", _markdown(entry.text), ""]
             lines += [f"- {word}: {what}" for word, what in entry.facts()] + [""]
