@@ -11,6 +11,7 @@ from ckptdoctor.errors import ApplyError, CkptDoctorError
 from ckptdoctor.keys import printable
 from ckptdoctor.ops import parse_chain
 from ckptdoctor.ops.base import show
+from ckptdoctor.ops.bits import dense
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import listing
 
@@ -81,9 +82,7 @@ def stage_one(key: str, fill: Fill, reader: Reader, want: Want) -> Tensor:
 
 
 def _dense(source: str, tensor: Tensor) -> Tensor:
-    """Refuse what a plain copy would misread."""
-    import torch
-
+    """The values as they are; what a plain copy would misread is refused."""
     if tensor.is_quantized:
         raise ApplyError(
             f"`{printable(source)}` is quantized ({tensor.dtype}); its integers mean nothing without scale "
@@ -91,9 +90,7 @@ def _dense(source: str, tensor: Tensor) -> Tensor:
         )
     if tensor.is_meta:
         raise ApplyError(f"`{printable(source)}` was saved on the meta device: the file has no values for it")
-    if tensor.layout != torch.strided:
-        raise ApplyError(f"`{printable(source)}` is sparse ({tensor.layout}); the model's tensor is dense")
-    return tensor.detach()
+    return dense(tensor.detach())
 
 
 def _private(value: Tensor, want: Want) -> Tensor:

@@ -1,4 +1,4 @@
-"""Comparing tensors by their bits, so that NaN equals NaN and -0.0 is not 0.0."""
+"""Tensors as plain values: dense ones, and comparing by bits, so that NaN equals NaN and -0.0 is not 0.0."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
             bool(torch.equal(a.to_dense(), b.to_dense())) if not a.is_quantized else bool(torch.equal(a, b))
         )
     return bool(torch.equal(_bytes(a), _bytes(b.to(a.device))))
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """A sparse tensor (COO, CSR, CSC, BSR, BSC) written out, which changes no value; others as they are.
+
+    What an uncoalesced tensor has several times in one place is added up, as torch reads it.
+    """
+    import torch
+
+    sparse = tensor.layout != torch.strided and not tensor.is_quantized
+    return tensor.to_dense() if sparse else tensor
 
 
 def _bytes(tensor: Tensor) -> Tensor:

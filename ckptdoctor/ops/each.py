@@ -18,6 +18,7 @@ class Each(Op):
 
     ``each[0]:rope(8;half)`` is the op on the first source only: q, k and v differ before they are
     joined.
+    Source: that of the op.
     """
 
     op: Unary

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True)
 class Copy(Unary):
-    """``copy``: the tensor as it is. The empty chain means the same."""
+    """``copy``: the tensor as it is. The empty chain means the same.
+
+    Source: none; it says that nothing is done.
+    """
 
     NAME: ClassVar[str] = "copy"
     EXAMPLES: ClassVar[tuple[Example, ...]] = (("copy", ((2, 3),)), ("copy", ((),)))
@@ -37,7 +40,10 @@ class Copy(Unary):
 @register
 @dataclass(frozen=True)
 class Transpose(Unary):
-    """``transpose(a,b)``: swap two dimensions, e.g. GPT-2's Conv1D ``[in,out]`` <-> Linear ``[out,in]``."""
+    """``transpose(a,b)``: swap two dimensions, e.g. GPT-2's Conv1D ``[in,out]`` <-> Linear ``[out,in]``.
+
+    Source: ``torch.transpose``; ``Conv1D`` in transformers' ``pytorch_utils.py``.
+    """
 
     a: int
     b: int
@@ -67,7 +73,12 @@ class Transpose(Unary):
 @register
 @dataclass(frozen=True)
 class Permute(Unary):
-    """``permute(2,0,1)``: result dimension j is source dimension ``order[j]`` (as ``torch.permute``)."""
+    """``permute(2,0,1)``: result dimension j is source dimension ``order[j]`` (as ``torch.permute``).
+
+    Kernels of TF and JAX ``[h,w,in,out]`` -> ``[out,in,h,w]`` are ``permute(3,2,0,1)``; spconv 1
+    ``[k,k,k,in,out]`` -> spconv 2 ``[out,k,k,k,in]`` is ``permute(4,0,1,2,3)``.
+    Source: ``torch.permute``; the layouts of ``tf.nn.conv2d`` and of spconv 2 (KRSC).
+    """
 
     order: tuple[int, ...]
 
@@ -108,6 +119,7 @@ class Reshape(Unary):
     """``reshape(64,-1)``: same values in the same (row-major) order; one size may be -1.
 
     ``reshape()`` gives the shape ``[]``. A reshape is never a transpose: it moves no value past another.
+    Source: ``torch.reshape``.
     """
 
     sizes: tuple[int, ...]
@@ -157,7 +169,10 @@ class Reshape(Unary):
 @register
 @dataclass(frozen=True)
 class Squeeze(Unary):
-    """``squeeze(d)``: remove dimension d, which must have size 1 (``[1]`` -> ``[]``, 1x1 conv -> linear)."""
+    """``squeeze(d)``: remove dimension d, which must have size 1 (``[1]`` -> ``[]``, 1x1 conv -> linear).
+
+    Source: ``torch.squeeze``, which does nothing where the size is not 1; this refuses.
+    """
 
     dim: int
 
@@ -185,7 +200,10 @@ class Squeeze(Unary):
 @register
 @dataclass(frozen=True)
 class Unsqueeze(Unary):
-    """``unsqueeze(d)``: insert a dimension of size 1 before dimension d (``[]`` -> ``[1]``)."""
+    """``unsqueeze(d)``: insert a dimension of size 1 before dimension d (``[]`` -> ``[1]``).
+
+    Source: ``torch.unsqueeze``.
+    """
 
     dim: int
 
@@ -212,6 +230,7 @@ class Blockperm(Unary):
     """``blockperm(dim;n;2,0,1)``: n equal blocks of ``dim``; result block j is source block ``order[j]``.
 
     Reorders packed parts: q,k,v -> v,q,k; gate,up -> up,gate; the gates of an LSTM.
+    Source: ``torch.index_select`` over blocks.
     """
 
     dim: int

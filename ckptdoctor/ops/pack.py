@@ -18,6 +18,7 @@ class Chunk(Unary):
     """``chunk(dim,i,n)``: part i of n equal parts along ``dim`` (the q, k or v of a fused qkv).
 
     Unlike ``torch.chunk`` the size must divide by n; unequal parts are written with ``slice``.
+    Source: ``torch.narrow``.
     """
 
     dim: int
@@ -46,7 +47,10 @@ class Chunk(Unary):
 @register
 @dataclass(frozen=True)
 class Slice(Unary):
-    """``slice(dim,from,to)``: elements from (counted) to to (not counted) along ``dim``, never clipped."""
+    """``slice(dim,from,to)``: elements from (counted) to to (not counted) along ``dim``, never clipped.
+
+    Unequal parts (q, k, v with grouped queries), or a padded vocabulary cropped. Source: ``torch.narrow``.
+    """
 
     dim: int
     start: int
@@ -71,7 +75,10 @@ class Slice(Unary):
 @register
 @dataclass(frozen=True)
 class Select(Unary):
-    """``select(dim,i)``: element i along ``dim``, which disappears (one expert of a stack)."""
+    """``select(dim,i)``: element i along ``dim``, which disappears (one expert of a stack).
+
+    Source: ``torch.select``.
+    """
 
     dim: int
     i: int
@@ -95,7 +102,10 @@ class Select(Unary):
 @register
 @dataclass(frozen=True)
 class Concat(Join):
-    """``concat(dim)``: sources one after the other along ``dim`` (q, k, v -> fused qkv)."""
+    """``concat(dim)``: sources one after the other along ``dim`` (q, k, v -> fused qkv).
+
+    Source: ``torch.cat``; ``in_proj_weight`` of ``torch.nn.MultiheadAttention``.
+    """
 
     dim: int
 
@@ -138,7 +148,10 @@ class Concat(Join):
 @register
 @dataclass(frozen=True)
 class Stack(Join):
-    """``stack(dim)``: equal sources along a new dimension (a list of experts -> one tensor)."""
+    """``stack(dim)``: equal sources along a new dimension (a list of experts -> one tensor).
+
+    Source: ``torch.stack``.
+    """
 
     dim: int
 

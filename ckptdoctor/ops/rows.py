@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Pad(Unary):
     """``pad(dim,size)``: zeros appended along ``dim`` until it has ``size`` (a vocabulary of 50257 -> 50304).
 
-    Lossy, because the new rows are invented: needs a decision.
+    Lossy, because the new rows are invented: needs a decision. Source: Megatron-LM's
+    ``make_vocab_size_divisible_by``, which pads 50257 to 50304.
     """
 
     dim: int
@@ -81,7 +82,10 @@ class PadMean(Pad):
 @register
 @dataclass(frozen=True)
 class Take(Unary):
-    """``take(dim;4,0,7)``: these elements along ``dim``, in this order (10 of 1000 classes). Lossy."""
+    """``take(dim;4,0,7)``: these elements along ``dim``, in this order (10 of 1000 classes). Lossy.
+
+    Source: ``torch.index_select``.
+    """
 
     dim: int
     rows: tuple[int, ...]

@@ -21,7 +21,7 @@ class Sumdim(Unary):
     """``sumdim(d)``: sum over dimension d, which stays with size 1 (a 3-channel stem -> 1 channel).
 
     The convention of timm's ``adapt_input_conv`` (``weight.sum(dim=1, keepdim=True)``). Summed
-    in float32 for half precision. Lossy.
+    in float32 for half precision. Lossy. Source: ``adapt_input_conv`` of timm.
     """
 
     dim: int
@@ -72,6 +72,7 @@ class Add(Unary):
     """``add(x)``: a constant added to every value (RMSNorm weights stored as ``1 + w`` or as ``w``, Gemma).
 
     Computed in float32 for half precision. Not bit-exact to undo, so it has no inverse.
+    Source: ``GemmaRMSNorm`` of transformers, which multiplies by ``1 + weight``.
     """
 
     value: float
@@ -103,7 +104,7 @@ class Add(Unary):
 class Cast(Unary):
     """``cast(float16)``: another dtype, e.g. before a join.
 
-    The model's own dtype needs no op: apply casts to it.
+    The model's own dtype needs no op: apply casts to it. Source: ``torch.Tensor.to``.
     """
 
     to: str

@@ -12,7 +12,7 @@ from ckptdoctor.casts import CAST_CLASSES, CastClass
 from ckptdoctor.errors import CkptDoctorError, VerifyError
 from ckptdoctor.keys import printable
 from ckptdoctor.ops import parse_chain
-from ckptdoctor.ops.bits import same_bits
+from ckptdoctor.ops.bits import dense, same_bits
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import listing
 from ckptdoctor.verify.casting import classify
@@ -51,7 +51,7 @@ def replayed(key: str, fill: Fill, reader: Reader, found: Tensor, casts: Casts) 
 
 def _made(key: str, fill: Fill, reader: Reader) -> Tensor:
     try:
-        return parse_chain(fill.ops).run([reader(source).detach() for source in fill.sources])
+        return parse_chain(fill.ops).run([dense(reader(source).detach()) for source in fill.sources])
     except CkptDoctorError:
         raise
     except Exception as error:

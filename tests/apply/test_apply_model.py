@@ -347,13 +347,11 @@ def test_the_writers_module_version_reaches_the_modules_own_hook():
     assert seen == [2, 3]
 
 
-def test_quantized_and_sparse_sources_are_refused():
+def test_a_quantized_source_is_refused():
     model = nn.Linear(2, 2)
     q = torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)
     with pytest.raises(ApplyError, match="quantized"):
         run(identity(model), {"weight": q, "bias": torch.ones(2)}, model)
-    with pytest.raises(ApplyError, match="sparse"):
-        run(identity(model), {"weight": torch.ones(2, 2).to_sparse(), "bias": torch.ones(2)}, model)
 
 
 def test_progress_is_told_per_tensor():

@@ -217,6 +217,14 @@ def test_explain(run: Run, here: Path) -> None:
     assert len(run("explain").out.splitlines()) > 20
 
 
+def test_explain_tells_what_an_op_of_a_plan_does(run: Run, here: Path) -> None:
+    rope = run("explain", "rope")
+    assert rope.code == 0 and "num_key_value_heads" in rope.out
+    assert "way back: `rope(2;interleaved)`" in rope.out
+    assert json.loads(run("explain", "each", "--format", "json").out)["effect"].startswith("exact")
+    assert "there is no rule `ropes`" in run("explain", "ropes").err
+
+
 @pytest.mark.parametrize("command", ["inspect", "diagnose", "plan", "apply", "repair", "diff", "explain"])
 def test_every_command_has_help(run: Run, here: Path, command: str) -> None:
     ended = run(command, "--help")
