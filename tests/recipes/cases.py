@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu
 
 from tests.recipes.applier import convert
+from tests.recipes.models import lens as lens_model
 from tests.recipes.models import litgpt_layernorm, llamas
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 0]])
@@ -108,9 +110,7 @@ FALCON = {**NEOX, "bias": False, "alibi": False, "tie_word_embeddings": False}
 
 
 def neox(recipe: str, old: bool) -> Case:
-    b = Transformers(
-        "GPTNeoXForCausalLM", **NEOX, intermediate_size=40, rotary_pct=0.5, tie_word_embeddings=False
-    )
+    b = PYTHIA
 
     def a(state: dict[str, Tensor]) -> Tensor:
         return litgpt_layernorm.litgpt(state, IDS, 6, 6, rotary=4, old=old)
@@ -140,6 +140,32 @@ FALCON_MHA = {"multi_query": False, "new_decoder_architecture": False, "parallel
 def phi3() -> Case:
     a, b = (Transformers(f"{name}ForCausalLM", **LLAMA, pad_token_id=None) for name in ("Phi3", "Llama"))
     return Case("phi3-llama", "grouped queries", a, b, b.state, HEADS, "model.", "model.", plain=True)
+
+
+def lens(
+    recipe: str, title: str, root: str, a: Transformers, skip: tuple[str, ...] = (), **model: Any
+) -> Case:
+    """TransformerLens on side b; its own state dict comes through the recipe, then gets other values."""
+    facts = {"num_attention_heads": model.pop("heads", 6)}
+
+    def state() -> dict[str, Tensor]:
+        return convert(recipe, "a", a.state(), facts, {"a": root, "b": ""}, skip)
+
+    return Case(
+        recipe, title, a, lambda s: lens_model.forward(s, IDS, **model), state, facts, root, skip=skip
+    )
+
+
+GPT2 = Transformers(
+    "GPT2LMHeadModel", n_embd=48, n_inner=40, n_layer=2, n_head=6, vocab_size=11, n_positions=9,
+    tie_word_embeddings=False,
+)  # fmt: skip
+BLOOM = Transformers(
+    "BloomForCausalLM", hidden_size=48, n_layer=2, n_head=4, vocab_size=11, tie_word_embeddings=False
+)
+PYTHIA = Transformers(
+    "GPTNeoXForCausalLM", **NEOX, intermediate_size=40, rotary_pct=0.5, tie_word_embeddings=False
+)
 
 
 CASES = [
@@ -182,5 +208,49 @@ CASES = [
         num_key_value_heads=6,
         root_a="transformer.",
         plain=True,
+    ),
+    lens("transformer-lens-gpt2", "GPT-2", "transformer.", GPT2, act=lens_model.gelu_new),
+    lens(
+        "transformer-lens-gpt-neox",
+        "Pythia",
+        "gpt_neox.",
+        PYTHIA,
+        ("embed_out",),
+        act=gelu,
+        rotary=4,
+        parallel=True,
+    ),
+    lens(
+        "transformer-lens-llama",
+        "grouped queries",
+        "model.",
+        Transformers("LlamaForCausalLM", **LLAMA),
+        ("attn.W_K", "attn.W_V", "attn.b_K", "attn.b_V"),
+        rotary=8,
+    ),
+    lens(
+        "transformer-lens-llama",
+        "as many heads for k and v",
+        "model.",
+        Transformers("LlamaForCausalLM", **{**LLAMA, "num_key_value_heads": 6}),
+        ("_W_", "_b_"),
+        rotary=8,
+    ),
+    lens(
+        "transformer-lens-llama",
+        "Qwen2: biases of q, k, v",
+        "model.",
+        Transformers("Qwen2ForCausalLM", **LLAMA),
+        ("attn.W_K", "attn.W_V", "attn.b_K", "attn.b_V"),
+        rotary=8,
+    ),
+    lens(
+        "transformer-lens-bloom",
+        "BLOOM",
+        "transformer.",
+        BLOOM,
+        heads=4,
+        act=lens_model.bloom_gelu,
+        with_alibi=True,
     ),
 ]
