@@ -11,6 +11,7 @@ from torch.nn.functional import gelu
 from tests.recipes.applier import convert
 from tests.recipes.models import lens as lens_model
 from tests.recipes.models import litgpt_layernorm, llamas
+from tests.recipes.models import swin as swin_model
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 0]])
 Forward = Callable[[dict[str, Tensor]], Tensor]
@@ -64,9 +65,12 @@ class Transformers:
         return dict(self.model.state_dict())
 
     def __call__(self, state: dict[str, Tensor]) -> Tensor:
+        return self.run(state, IDS).logits
+
+    def run(self, state: dict[str, Tensor], inputs: Tensor) -> Any:
         model = self.model
         model.load_state_dict({k: state[k] for k in state}, strict=True)
-        return model(IDS).logits
+        return model(inputs)
 
 
 LLAMA = {
@@ -168,6 +172,48 @@ PYTHIA = Transformers(
 )
 
 
+IMAGE = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+SWIN = Transformers(
+    "SwinForImageClassification",
+    image_size=32,
+    embed_dim=12,
+    depths=[2, 2],
+    num_heads=[2, 3],
+    window_size=swin_model.WINDOW,
+    num_labels=5,
+)
+
+
+def swin_openmmlab(state: dict[str, Tensor]) -> Tensor:
+    return swin_model.forward(state, IMAGE, swin_model.OPENMMLAB, [2, 3], "head.fc")
+
+
+def swin(recipe: str, title: str, names: Any, head: str) -> Case:
+    """mmpretrain's classifier on side a; the state dict of b comes through transformers' Swin."""
+    roots = {"a": "backbone.", "b": "swin."}
+
+    def state() -> dict[str, Tensor]:
+        a = convert("swin-openmmlab-transformers", "b", SWIN.state(), {}, roots)
+        return convert(recipe, "a", a, {}, {"a": "backbone.", "b": ""})
+
+    def b(state: dict[str, Tensor]) -> Tensor:
+        return swin_model.forward(state, IMAGE, names, [2, 3], head)
+
+    return Case(recipe, title, swin_openmmlab, b, state, {}, "backbone.")
+
+
+SWIN_TRANSFORMERS = Case(
+    "swin-openmmlab-transformers",
+    "a classifier",
+    swin_openmmlab,
+    lambda s: SWIN.run(s, IMAGE).logits,
+    SWIN.state,
+    {},
+    "backbone.",
+    "swin.",
+)
+
+
 CASES = [
     llama("llama-meta", llamas.meta, "grouped queries"),
     llama("llama-meta", llamas.meta, "Mistral with its own head size", "Mistral", head_dim=12),
@@ -253,4 +299,7 @@ CASES = [
         act=lens_model.bloom_gelu,
         with_alibi=True,
     ),
+    SWIN_TRANSFORMERS,
+    swin("swin-openmmlab", "a classifier", swin_model.OFFICIAL, "head"),
+    swin("swin-openmmlab-timm", "a classifier", swin_model.TIMM, "head.fc"),
 ]
