@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import gelu
 
 from tests.recipes.applier import convert
+from tests.recipes.models import dinov2 as dinov2_model
 from tests.recipes.models import lens as lens_model
 from tests.recipes.models import litgpt_layernorm, llamas
 from tests.recipes.models import swin as swin_model
@@ -71,6 +75,30 @@ class Transformers:
         model = self.model
         model.load_state_dict({k: state[k] for k in state}, strict=True)
         return model(inputs)
+
+
+class Written(Transformers):
+    """The same model by the names under which transformers writes it: those of version 4, where they differ.
+
+    Its own loader, which knows the old names, carries them into the model.
+    """
+
+    def state(self) -> dict[str, Tensor]:
+        with TemporaryDirectory() as folder:
+            self.model.save_pretrained(folder)
+            return dict(load_file(Path(folder) / "model.safetensors"))
+
+    def run(self, state: dict[str, Tensor], inputs: Tensor) -> Any:
+        model = self.model
+        loaded, info = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict={k: state[k] for k in state},
+            dtype=torch.float64,
+            output_loading_info=True,
+        )
+        assert not any(info.values()), info
+        return loaded.eval()(inputs)
 
 
 LLAMA = {
@@ -173,15 +201,23 @@ PYTHIA = Transformers(
 
 
 IMAGE = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-SWIN = Transformers(
-    "SwinForImageClassification",
-    image_size=32,
-    embed_dim=12,
-    depths=[2, 2],
-    num_heads=[2, 3],
-    window_size=swin_model.WINDOW,
-    num_labels=5,
-)
+SWIN_CONFIG = {
+    "image_size": 32,
+    "embed_dim": 12,
+    "depths": [2, 2],
+    "num_heads": [2, 3],
+    "window_size": swin_model.WINDOW,
+    "num_labels": 5,
+}
+SWIN = Transformers("SwinForImageClassification", **SWIN_CONFIG)
+DINO_CONFIG = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "use_swiglu_ffn": True,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 
 def swin_openmmlab(state: dict[str, Tensor]) -> Tensor:
@@ -202,16 +238,22 @@ def swin(recipe: str, title: str, names: Any, head: str) -> Case:
     return Case(recipe, title, swin_openmmlab, b, state, {}, "backbone.")
 
 
-SWIN_TRANSFORMERS = Case(
-    "swin-openmmlab-transformers",
-    "a classifier",
-    swin_openmmlab,
-    lambda s: SWIN.run(s, IMAGE).logits,
-    SWIN.state,
-    {},
-    "backbone.",
-    "swin.",
-)
+def swin_transformers(recipe: str, b: Transformers) -> Case:
+    def run(state: dict[str, Tensor]) -> Tensor:
+        return b.run(state, IMAGE).logits
+
+    return Case(recipe, "a classifier", swin_openmmlab, run, b.state, {}, "backbone.", "swin.")
+
+
+def dinov2(recipe: str, b: Transformers) -> Case:
+    image = IMAGE[:, :, :28, :28]
+
+    def run(state: dict[str, Tensor]) -> Tensor:
+        return b.run(state, image).last_hidden_state
+
+    return Case(
+        recipe, "a small ViT", lambda s: dinov2_model.forward(s, image, 3), run, b.state, {}, plain=True
+    )
 
 
 CASES = [
@@ -299,7 +341,10 @@ CASES = [
         act=lens_model.bloom_gelu,
         with_alibi=True,
     ),
-    SWIN_TRANSFORMERS,
+    swin_transformers("swin-openmmlab-transformers", SWIN),
+    swin_transformers("swin-openmmlab-transformers-4", Written("SwinForImageClassification", **SWIN_CONFIG)),
     swin("swin-openmmlab", "a classifier", swin_model.OFFICIAL, "head"),
     swin("swin-openmmlab-timm", "a classifier", swin_model.TIMM, "head.fc"),
+    dinov2("dinov2-giant", Transformers("Dinov2Model", **DINO_CONFIG)),
+    dinov2("dinov2-giant-transformers-4", Written("Dinov2Model", **DINO_CONFIG)),
 ]
