@@ -15,6 +15,8 @@ from ckptdoctor.align.units import Leaf, Shape, Unit
 
 Chain = tuple[str, ...]
 
+TURNED_CLASSES = frozenset({"Conv1D"})  # transformers' linear layer of GPT-2: weights are [in, out]
+
 
 @dataclass(eq=False, slots=True)
 class Pair:
@@ -96,7 +98,9 @@ def _follow(pair: Pair, votes: dict[tuple[str, str], set[Chain]], turned: bool) 
 
 
 def _hinted(pair: Pair) -> bool:
-    """Whether the names alone suggest another layout (a `kernel` becomes a `weight`)."""
+    """Whether names or classes alone suggest another layout: a `kernel` becomes a `weight`, a Conv1D."""
+    if pair.target.cls in TURNED_CLASSES and pair.source.path != pair.target.path:
+        return True
     mine = _leaf_word(pair.source.leaves[pair.role].keys[0])
     theirs = _leaf_word(pair.target.leaves[pair.role].keys[0])
     return mine != theirs and "kernel" in (mine, theirs)
