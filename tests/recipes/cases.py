@@ -44,8 +44,11 @@ class Case:
     def __post_init__(self) -> None:
         object.__setattr__(self, "roots", {"a": self.root_a, "b": self.root_b})
 
-    def convert(self, side: str, state: dict[str, Tensor], ops: bool = True) -> dict[str, Tensor]:
-        return convert(self.recipe, side, state, self.facts, self.roots, self.skip, ops)
+    def convert(
+        self, side: str, state: dict[str, Tensor], ops: bool = True, facts: dict[str, int] | None = None
+    ) -> dict[str, Tensor]:
+        known = self.facts if facts is None else facts
+        return convert(self.recipe, side, state, known, self.roots, self.skip, ops)
 
     def __str__(self) -> str:
         return f"{self.recipe}: {self.title}"
