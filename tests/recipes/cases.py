@@ -2,13 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import gelu
 
 from tests.recipes.applier import convert
+from tests.recipes.models import dinov2 as dinov2_model
+from tests.recipes.models import lens as lens_model
 from tests.recipes.models import litgpt_layernorm, llamas
+from tests.recipes.models import swin as swin_model
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 0]])
 Forward = Callable[[dict[str, Tensor]], Tensor]
@@ -37,8 +44,11 @@ class Case:
     def __post_init__(self) -> None:
         object.__setattr__(self, "roots", {"a": self.root_a, "b": self.root_b})
 
-    def convert(self, side: str, state: dict[str, Tensor], ops: bool = True) -> dict[str, Tensor]:
-        return convert(self.recipe, side, state, self.facts, self.roots, self.skip, ops)
+    def convert(
+        self, side: str, state: dict[str, Tensor], ops: bool = True, facts: dict[str, int] | None = None
+    ) -> dict[str, Tensor]:
+        known = self.facts if facts is None else facts
+        return convert(self.recipe, side, state, known, self.roots, self.skip, ops)
 
     def __str__(self) -> str:
         return f"{self.recipe}: {self.title}"
@@ -62,9 +72,36 @@ class Transformers:
         return dict(self.model.state_dict())
 
     def __call__(self, state: dict[str, Tensor]) -> Tensor:
+        return self.run(state, IDS).logits
+
+    def run(self, state: dict[str, Tensor], inputs: Tensor) -> Any:
         model = self.model
         model.load_state_dict({k: state[k] for k in state}, strict=True)
-        return model(IDS).logits
+        return model(inputs)
+
+
+class Written(Transformers):
+    """The same model by the names under which transformers writes it: those of version 4, where they differ.
+
+    Its own loader, which knows the old names, carries them into the model.
+    """
+
+    def state(self) -> dict[str, Tensor]:
+        with TemporaryDirectory() as folder:
+            self.model.save_pretrained(folder)
+            return dict(load_file(Path(folder) / "model.safetensors"))
+
+    def run(self, state: dict[str, Tensor], inputs: Tensor) -> Any:
+        model = self.model
+        loaded, info = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict={k: state[k] for k in state},
+            dtype=torch.float64,
+            output_loading_info=True,
+        )
+        assert not any(info.values()), info
+        return loaded.eval()(inputs)
 
 
 LLAMA = {
@@ -108,9 +145,7 @@ FALCON = {**NEOX, "bias": False, "alibi": False, "tie_word_embeddings": False}
 
 
 def neox(recipe: str, old: bool) -> Case:
-    b = Transformers(
-        "GPTNeoXForCausalLM", **NEOX, intermediate_size=40, rotary_pct=0.5, tie_word_embeddings=False
-    )
+    b = PYTHIA
 
     def a(state: dict[str, Tensor]) -> Tensor:
         return litgpt_layernorm.litgpt(state, IDS, 6, 6, rotary=4, old=old)
@@ -140,6 +175,88 @@ FALCON_MHA = {"multi_query": False, "new_decoder_architecture": False, "parallel
 def phi3() -> Case:
     a, b = (Transformers(f"{name}ForCausalLM", **LLAMA, pad_token_id=None) for name in ("Phi3", "Llama"))
     return Case("phi3-llama", "grouped queries", a, b, b.state, HEADS, "model.", "model.", plain=True)
+
+
+def lens(
+    recipe: str, title: str, root: str, a: Transformers, skip: tuple[str, ...] = (), **model: Any
+) -> Case:
+    """TransformerLens on side b; its own state dict comes through the recipe, then gets other values."""
+    facts = {"num_attention_heads": model.pop("heads", 6)}
+
+    def state() -> dict[str, Tensor]:
+        return convert(recipe, "a", a.state(), facts, {"a": root, "b": ""}, skip)
+
+    return Case(
+        recipe, title, a, lambda s: lens_model.forward(s, IDS, **model), state, facts, root, skip=skip
+    )
+
+
+GPT2 = Transformers(
+    "GPT2LMHeadModel", n_embd=48, n_inner=40, n_layer=2, n_head=6, vocab_size=11, n_positions=9,
+    tie_word_embeddings=False,
+)  # fmt: skip
+BLOOM = Transformers(
+    "BloomForCausalLM", hidden_size=48, n_layer=2, n_head=4, vocab_size=11, tie_word_embeddings=False
+)
+PYTHIA = Transformers(
+    "GPTNeoXForCausalLM", **NEOX, intermediate_size=40, rotary_pct=0.5, tie_word_embeddings=False
+)
+
+
+IMAGE = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+SWIN_CONFIG = {
+    "image_size": 32,
+    "embed_dim": 12,
+    "depths": [2, 2],
+    "num_heads": [2, 3],
+    "window_size": swin_model.WINDOW,
+    "num_labels": 5,
+}
+SWIN = Transformers("SwinForImageClassification", **SWIN_CONFIG)
+DINO_CONFIG = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "use_swiglu_ffn": True,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def swin_openmmlab(state: dict[str, Tensor]) -> Tensor:
+    return swin_model.forward(state, IMAGE, swin_model.OPENMMLAB, [2, 3], "head.fc")
+
+
+def swin(recipe: str, title: str, names: Any, head: str) -> Case:
+    """mmpretrain's classifier on side a; the state dict of b comes through transformers' Swin."""
+    roots = {"a": "backbone.", "b": "swin."}
+
+    def state() -> dict[str, Tensor]:
+        a = convert("swin-openmmlab-transformers", "b", SWIN.state(), {}, roots)
+        return convert(recipe, "a", a, {}, {"a": "backbone.", "b": ""})
+
+    def b(state: dict[str, Tensor]) -> Tensor:
+        return swin_model.forward(state, IMAGE, names, [2, 3], head)
+
+    return Case(recipe, title, swin_openmmlab, b, state, {}, "backbone.")
+
+
+def swin_transformers(recipe: str, b: Transformers) -> Case:
+    def run(state: dict[str, Tensor]) -> Tensor:
+        return b.run(state, IMAGE).logits
+
+    return Case(recipe, "a classifier", swin_openmmlab, run, b.state, {}, "backbone.", "swin.")
+
+
+def dinov2(recipe: str, b: Transformers) -> Case:
+    image = IMAGE[:, :, :28, :28]
+
+    def run(state: dict[str, Tensor]) -> Tensor:
+        return b.run(state, image).last_hidden_state
+
+    return Case(
+        recipe, "a small ViT", lambda s: dinov2_model.forward(s, image, 3), run, b.state, {}, plain=True
+    )
 
 
 CASES = [
@@ -183,4 +300,54 @@ CASES = [
         root_a="transformer.",
         plain=True,
     ),
+    lens("transformer-lens-gpt2", "GPT-2", "transformer.", GPT2, act=lens_model.gelu_new),
+    lens(
+        "transformer-lens-gpt-neox",
+        "Pythia",
+        "gpt_neox.",
+        PYTHIA,
+        ("embed_out",),
+        act=gelu,
+        rotary=4,
+        parallel=True,
+    ),
+    lens(
+        "transformer-lens-llama",
+        "grouped queries",
+        "model.",
+        Transformers("LlamaForCausalLM", **LLAMA),
+        ("attn.W_K", "attn.W_V", "attn.b_K", "attn.b_V"),
+        rotary=8,
+    ),
+    lens(
+        "transformer-lens-llama",
+        "as many heads for k and v",
+        "model.",
+        Transformers("LlamaForCausalLM", **{**LLAMA, "num_key_value_heads": 6}),
+        ("_W_", "_b_"),
+        rotary=8,
+    ),
+    lens(
+        "transformer-lens-llama",
+        "Qwen2: biases of q, k, v",
+        "model.",
+        Transformers("Qwen2ForCausalLM", **LLAMA),
+        ("attn.W_K", "attn.W_V", "attn.b_K", "attn.b_V"),
+        rotary=8,
+    ),
+    lens(
+        "transformer-lens-bloom",
+        "BLOOM",
+        "transformer.",
+        BLOOM,
+        heads=4,
+        act=lens_model.bloom_gelu,
+        with_alibi=True,
+    ),
+    swin_transformers("swin-openmmlab-transformers", SWIN),
+    swin_transformers("swin-openmmlab-transformers-4", Written("SwinForImageClassification", **SWIN_CONFIG)),
+    swin("swin-openmmlab", "a classifier", swin_model.OFFICIAL, "head"),
+    swin("swin-openmmlab-timm", "a classifier", swin_model.TIMM, "head.fc"),
+    dinov2("dinov2-giant", Transformers("Dinov2Model", **DINO_CONFIG)),
+    dinov2("dinov2-giant-transformers-4", Written("Dinov2Model", **DINO_CONFIG)),
 ]

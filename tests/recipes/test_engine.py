@@ -1,0 +1,65 @@
+"""The engine finds each recipe by names alone, and asks where a value is not known."""
+
+import pytest
+import torch
+
+from ckptdoctor.align import align
+from ckptdoctor.decisions import parse_decisions
+from ckptdoctor.ops import parse_chain
+from ckptdoctor.trees import ParamTree, TensorSpec
+from tests.recipes.applier import Unknown
+from tests.recipes.cases import CASES
+
+BOTH = [(case, side) for case in CASES for side in "ab"]
+IDS = [f"{case} from {side}" for case, side in BOTH]
+
+
+def tree(state):
+    return ParamTree({k: TensorSpec(tuple(v.shape), "float32", "param") for k, v in state.items()})
+
+
+def crossing(case, side):
+    """What the checkpoint holds, and what the recipe makes of it."""
+    torch.manual_seed(0)
+    b = case.state()
+    ours = b if side == "b" else case.convert("b", b)
+    source = {k: torch.randn(v.shape) for k, v in ours.items()}
+    return source, case.convert(side, source)
+
+
+@pytest.mark.parametrize(("case", "side"), BOTH, ids=IDS)
+def test_known_values_give_exactly_the_recipe(case, side):
+    source, due = crossing(case, side)
+    decisions = parse_decisions(f"value={k}={v}" for k, v in case.facts.items())
+    found = align(tree(source), tree(due), decisions)
+    assert not found.questions
+    assert {k: m.status for k, m in found.matches.items()} == dict.fromkeys(due, "safe")
+    for key, match in found.matches.items():
+        made = parse_chain(list(match.ops)).run([source[s] for s in match.sources])
+        assert torch.equal(made, due[key]), f"{key}: {match}"
+
+
+def shapes_tell(case, side, state):
+    """Whether the sizes of this side's tensors give every value that the recipe needs."""
+    try:
+        case.convert(side, state, facts={})
+    except Unknown:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("case", "side"), BOTH, ids=IDS)
+def test_without_the_values_nothing_is_claimed_that_needs_them(case, side):
+    source, due = crossing(case, side)
+    found = align(tree(source), tree(due))
+    for key, match in found.matches.items():
+        if match.status == "safe":
+            made = parse_chain(list(match.ops)).run([source[s] for s in match.sources])
+            assert torch.equal(made, due[key]), f"{key}: {match}"
+    if shapes_tell(case, side, source) or shapes_tell(case, "ab".replace(side, ""), due):
+        assert not found.questions
+        assert all(m.status == "safe" for m in found.matches.values())
+    else:
+        (question,) = found.questions
+        assert question.kind == "recipe" and "must be known" in question.title
+        assert any(flag.startswith("--value num_attention_heads=") for flag, _ in question.flags)
