@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align import checks, facts, finish, layouts, variants
+from ckptdoctor.align import checks, facts, finish, layouts, tied, variants
 from ckptdoctor.align.compose import compose, fold_weight_norm, stack_experts
 from ckptdoctor.align.matcher import Matching, match_units
 from ckptdoctor.align.model import Alignment, Match, Question, Unused
@@ -173,6 +173,7 @@ PASSES = (
     checks.rivals,
     checks.places,
     checks.backwards,
+    tied.exchanged,
     variants.families,
     checks.partly_used,
     checks.refused,
