@@ -26,7 +26,7 @@ def exchanged(state: State) -> None:
                 continue
             first, second = state.matches.get(key), state.matches.get(twin)
             if first is not None and second is not None and _unproved(first) and _unproved(second):
-                both = {key: [_choice(second)], twin: [_choice(first)]}
+                both = {key: _choices(second), twin: _choices(first)}
                 why = f"`{leader}` and `{follower}` are one tensor, so either module may be meant"
                 take_back(state, [key, twin], why, both)
 
@@ -40,12 +40,16 @@ def _rest(state: State, key: str) -> dict[str, str]:
 
 def _unproved(match: Match) -> bool:
     """Whether nothing that the module itself is called speaks for the pair; shapes and parents do not count."""
-    if match.status != "safe" or len(match.sources) != 1:
+    if match.status != "safe":
+        return match.status == "undecided"
+    if len(match.sources) != 1:
         return False
     mine, theirs = (k.split(".")[-2:-1] for k in (match.sources[0], match.target))
     named = mine == theirs and not any(word.isdigit() for word in mine)
     return not named and not any(e == "same name" or e.startswith("both are `") for e in match.evidence)
 
 
-def _choice(match: Match) -> Choice:
-    return Choice(match.sources, match.ops, "the module that shares a tensor with this one")
+def _choices(match: Match) -> list[Choice]:
+    why = "the module that shares a tensor with this one"
+    claimed = [Choice(match.sources, match.ops, why)] if match.sources else []
+    return [*claimed, *(Choice(c.sources, c.ops, why) for c in match.choices)]
