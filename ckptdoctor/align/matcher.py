@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align.evidence import MARGIN, Score, score
+from ckptdoctor.align.evidence import EXCLUDED, MARGIN, Score, score
 from ckptdoctor.align.reporter import Reporter
 from ckptdoctor.align.sides import Side, followed, prepare
 from ckptdoctor.align.solve import Solution, solve
@@ -18,6 +18,7 @@ SOME = 0.75  # what a forced pair needs while other keys are left over
 HOST = 1.5  # batch norms of one convolution
 HALF = 0.5
 NEIGHBOUR = 1.0
+ONLY = "the only one of these shapes on either side"  # the reason of a forced pair
 _LARGE_CLASS = 120
 _SMALL = 1500  # units up to which everything can be matched one by one
 
@@ -166,12 +167,14 @@ def _force(matching: Matching, a: Side, b: Side, edges: dict[tuple[int, int], Sc
         for shape, ts in by_shape_t.items()
         if len(ts) == 1 and len(by_shape_s.get(shape, ())) == 1 and (by_shape_s[shape][0], ts[0]) in edges
     }
+    # Roles that exclude each other (q and k) are no pair, however few are left.
+    forced = {t: s for t, s in forced.items() if edges[s, t].positive - edges[s, t].total < EXCLUDED}
     resized = _resized(free_s.values(), free_t.values())
     complete = len(forced) + resized == len(free_t) == len(free_s)
     for t, s in forced.items():
         if complete or edges[s, t].total >= SOME:
             matching.certain[t] = s
-            matching.reasons[t] = (*edges[s, t].reasons, "the only one of these shapes on either side")
+            matching.reasons[t] = (*edges[s, t].reasons, ONLY)
             matching.open.pop(t, None)
     matching.lonely_targets = [t for t in matching.lonely_targets if t not in matching.certain]
     taken = set(matching.certain.values())
