@@ -80,19 +80,24 @@ def diff(
     return int(bool(found) and not exit_zero)
 
 
-@click.command(short_help="Explain a finding (CKD101) or a word of plans (rope).")
+@click.command(short_help="Explain a finding (CKD101), a word of plans (rope), a recipe.")
 @click.argument("code", required=False)
 @format_option("text", "json")
 def explain(code: str | None, form: str) -> int:
     """Say what a finding means, why it matters and what to do. CODE is CKD101 or wrapper-prefix.
 
-    Or what an op of a plan does: CODE is rope, concat ... Without CODE: the list of all findings.
+    Or what an op of a plan does (rope, concat ...), or a known crossing (llama-meta). Without CODE: the list of all findings.
     """
     from ckptdoctor.cli.output import show
     from ckptdoctor.reports.explain import explain_page, list_page, rule_dict
     from ckptdoctor.reports.ops import find_op, op_entry, op_page
+    from ckptdoctor.reports.recipes import find_recipe, recipe_entry, recipe_page
     from ckptdoctor.rules import find_rule, rules
 
+    if code and (recipe := find_recipe(code.strip())) is not None:
+        told = recipe_entry(recipe)
+        show(form, None, page=lambda _: recipe_page(told), concise=lambda: "", data=told.to_dict)
+        return 0
     if code and (op := find_op(code.strip())) is not None:
         entry = op_entry(op)
         show(form, None, page=lambda _: op_page(entry), concise=lambda: "", data=entry.to_dict)
