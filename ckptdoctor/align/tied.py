@@ -36,7 +36,8 @@ def _rest(state: State, key: str) -> dict[str, str]:
     """The other tensors of the key's module, by role."""
     module = key.rpartition(".")[0]
     found = {k for k in state.target.specs if k.rpartition(".")[0] == module and k != key}
-    return {leaf_role(k.rpartition(".")[2]): k for k in sorted(found)}
+    leaves = {k: k.rpartition(".")[2] for k in sorted(found)}
+    return {leaf_role(leaf) or leaf: k for k, leaf in leaves.items()}
 
 
 def _unproved(match: Match) -> bool:
