@@ -122,13 +122,16 @@ def apply(
     kwargs: Mapping[str, Any] | None = None,
     timeout: float = 60,
     device: Any = None,
+    probe: Any = None,
 ) -> Receipt:
     """Do exactly what a plan says, and prove it: into a live ``model``, or into the file ``out``.
 
     ``path`` is the checkpoint, by default the one that the plan names. With ``out`` (``.pth`` or
     ``.safetensors``) ``model`` only says which tree the file is for, by default the plan's model (built with
-    ``kwargs``); a live model is not changed then. Raises :class:`~ckptdoctor.errors.StalePlanError` when
-    the plan was made for other trees, and ``ApplyError``, after which model and file are as before.
+    ``kwargs``); a live model is not changed then. ``probe`` is as for :func:`auto_load`.
+
+    Raises :class:`~ckptdoctor.errors.StalePlanError` when the plan was made for other trees, and
+    ``ApplyError``, after which model and file are as before.
 
     >>> print(apply(plan(model, "ddp.pth"), "ddp.pth", model=model))    # doctest: +SKIP
     loaded 320 tensors (25,610,205 values) from ddp.pth into ResNet
@@ -138,11 +141,11 @@ def apply(
     if out is None:
         if model is None or isinstance(model, str | os.PathLike):
             raise ApplyError("apply() needs a live model to load into, or out= for a file to write")
-        return _into_model(plan, archive, model, device)
+        return _into_model(plan, archive, model, device, probe)
     asked = plan.target.model if model is None else model
     target = _target(asked, None, kwargs, timeout)
     live = None if isinstance(asked, str | os.PathLike) else getattr(asked, "state_dict", None)
-    return _into_file(plan, archive, target, out, kwargs=kwargs, timeout=timeout, live=live)
+    return _into_file(plan, archive, target, out, kwargs=kwargs, timeout=timeout, live=live, probe=probe)
 
 
 def _chosen(plan: Plan, archive: Archive) -> StateDict:
@@ -152,10 +155,13 @@ def _chosen(plan: Plan, archive: Archive) -> StateDict:
         raise StalePlanError(f"{printable(archive.path)}: {error.args[0]}") from None
 
 
-def _into_model(plan: Plan, archive: Archive, model: torch.nn.Module, device: Any) -> Receipt:
+def _into_model(
+    plan: Plan, archive: Archive, model: torch.nn.Module, device: Any, probe: Any = None
+) -> Receipt:
     from ckptdoctor.formats.tensors import TensorReader
     from ckptdoctor.loading import apply_to_model
     from ckptdoctor.plan import expand
+    from ckptdoctor.verify.probe import live_probe
 
     chosen, tree = _chosen(plan, archive), snapshot(model)
     receipt = apply_to_model(
@@ -170,6 +176,7 @@ def _into_model(plan: Plan, archive: Archive, model: torch.nn.Module, device: An
         source=archive.path,
         state_dict=chosen.path,
         target=type(model).__name__,
+        probe=live_probe(probe, model),
     )
     return replace(receipt, warnings=plan.warning)
 
@@ -183,12 +190,19 @@ def _into_file(
     kwargs: Mapping[str, Any] | None = None,
     timeout: float = 60,
     live: Callable[[], Mapping[str, Any]] | None = None,
+    probe: Any = None,
 ) -> Receipt:
     """``live`` gives the state dict of a model at hand; others are built when the plan keeps their values."""
     from ckptdoctor.formats.tensors import TensorReader
     from ckptdoctor.loading import apply_to_file, needs_model
     from ckptdoctor.plan import expand
+    from ckptdoctor.verify.probe import file_probe
 
+    if probe is not None and live:
+        raise ApplyError(
+            "with out= a probe needs a model that can be built (model='model.py:name'), because a live one "
+            "is not changed; or load into the live model, without out="
+        )
     chosen = _chosen(plan, archive)
     expansion = expand(plan, chosen.tree, target.tree)
     initial = None
@@ -209,6 +223,7 @@ def _into_file(
         source=archive.path,
         state_dict=chosen.path,
         target=target.label,
+        probe=file_probe(probe, target, kwargs, timeout),
     )
     return replace(receipt, warnings=plan.warning)
 
@@ -224,6 +239,7 @@ def auto_load(
     plan: Plan | PathLike | None = None,
     decisions: Decisions = (),
     device: Any = None,
+    probe: Any = None,
     reporter: Any = None,
 ) -> Receipt:
     """Load a checkpoint into a live model, repairing names and layouts on the way, strictly and proved.
@@ -232,6 +248,10 @@ def auto_load(
     recorded decision. With ``plan`` (a :class:`Plan` or the path of a plan file) exactly that is done.
     ``decisions`` are the texts of the command line's flags (``["reinit=fc.**", "choose=state_dict_ema"]``);
     ``device`` is where a model on the meta device is created, others are filled where they are.
+
+    ``probe`` is forward parity on top of the exact replay: ``(inputs, expected)``, a dict with these names
+    (and maybe ``rtol``, ``atol``), or the path of a file that holds one. Inputs are a tensor, a tuple of
+    arguments or a dict of keyword arguments; the model runs in eval mode without gradients.
 
     Raises :class:`~ckptdoctor.errors.UndecidedError` or :class:`~ckptdoctor.errors.IncompatibleError` with
     ``.diagnostics``, and :class:`~ckptdoctor.errors.ApplyError`; the model is untouched then.
@@ -244,11 +264,11 @@ def auto_load(
         made = read_plan(plan) if isinstance(plan, str | os.PathLike) else plan
         if tuple(decisions):
             raise DecisionError("a plan holds its decisions already; give either plan= or decisions=")
-        return _into_model(made, inspect(path), model, device)
+        return _into_model(made, inspect(path), model, device, probe)
     found = diagnose(model, path, decisions=decisions, reporter=reporter)
     found.raise_for_verdict()
     assert found.plan is not None  # raise_for_verdict
-    return _into_model(found.plan, found.archive, model, device)
+    return _into_model(found.plan, found.archive, model, device, probe)
 
 
 def read_plan(path: PathLike) -> Plan:
@@ -268,13 +288,18 @@ def read_plan(path: PathLike) -> Plan:
 
 
 def write_diagnosed(
-    diagnosis: Diagnosis, out: PathLike, *, kwargs: Mapping[str, Any] | None = None, timeout: float = 60
+    diagnosis: Diagnosis,
+    out: PathLike,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    timeout: float = 60,
+    probe: Any = None,
 ) -> Receipt:
-    """Apply the plan of a diagnosis to a file; the model is built again only if its own values are kept."""
+    """Apply the plan of a diagnosis to a file; the model is built for its own values and for a probe."""
     diagnosis.raise_for_verdict()
     assert diagnosis.plan is not None  # raise_for_verdict
     return _into_file(
-        diagnosis.plan, diagnosis.archive, diagnosis.target, out, kwargs=kwargs, timeout=timeout
+        diagnosis.plan, diagnosis.archive, diagnosis.target, out, kwargs=kwargs, timeout=timeout, probe=probe
     )
 
 

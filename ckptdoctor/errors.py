@@ -67,5 +67,9 @@ class VerifyError(ApplyError):
     """The independent check after loading found a difference; everything was rolled back."""
 
 
+class ProbeError(VerifyError):
+    """The model's outputs are not those that a probe expects; everything was rolled back."""
+
+
 class SettingsError(CkptDoctorError):
     """``[tool.ckptdoctor]`` is wrong; the message names the line."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptdoctor.apply import Expansion, Initial, Reader, file_values, run_on_model
 from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.casts import CastClass
-from ckptdoctor.receipt import Action, Entry, Receipt
+from ckptdoctor.receipt import Action, Entry, ProbeResult, Receipt
 from ckptdoctor.verify import verify_file, verify_model
 from ckptdoctor.writers import check_out, write_state_dict
 
@@ -37,6 +38,7 @@ def apply_to_model(
     source: str = "",
     state_dict: str = "",
     target: str = "",
+    probe: Callable[[], ProbeResult] | None = None,
 ) -> Receipt:
     """Fill a live model from a checkpoint and verify it; the model is untouched unless all of it holds.
 
@@ -45,6 +47,7 @@ def apply_to_model(
     again). ``device`` says where tensors on meta are created; other models are filled where they are.
     ``source_versions`` is the checkpoint's ``_metadata``; ``accept`` names cast classes that a person
     accepted (``"range"``). ``source``, ``state_dict`` and ``target`` are words for the receipt.
+    ``probe`` runs the loaded model on known inputs and raises when it gives something else.
 
     Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
     """
@@ -52,10 +55,17 @@ def apply_to_model(
 
     def check(before: Callable[[str], Tensor | None]) -> None:
         # The receipt is made here, so that nothing can fail once the model keeps its new values.
-        again = fresh() if fresh is not None else reader
-        casts = verify_model(expansion, again, model, ties=target_tree.ties, before=before, accept=accept)
+        def verified() -> Mapping[str, tuple[str, CastClass]]:
+            again = fresh() if fresh is not None else reader
+            return verify_model(expansion, again, model, ties=target_tree.ties, before=before, accept=accept)
+
+        casts, parity = verified(), None
+        if probe is not None:
+            parity = probe()
+            verified()  # again: a forward pass may write to its own model
         entries = _entries(expansion, target_tree, casts)
-        receipts.append(Receipt(source, state_dict, target, entries=entries, unused=dict(expansion.unused)))
+        unused = dict(expansion.unused)
+        receipts.append(Receipt(source, state_dict, target, entries=entries, unused=unused, probe=parity))
 
     run_on_model(
         expansion,
@@ -84,13 +94,15 @@ def apply_to_file(
     source: str = "",
     state_dict: str = "",
     target: str = "",
+    probe: Callable[[Path], ProbeResult] | None = None,
 ) -> Receipt:
     """Write the repaired state dict to ``out`` and verify it; ``out`` is as before unless all of it holds.
 
     The file is accepted by ``model.load_state_dict(torch.load(out, weights_only=True), strict=True)``, or by
     ``load_file(out)`` for safetensors. ``fmt`` is ``"pth"`` or ``"safetensors"``, by default what the suffix
     says. ``initial`` gives the model's own value for keys that the plan keeps. ``out`` may be the checkpoint
-    itself; it is replaced at the very end. The other arguments are those of :func:`apply_to_model`.
+    itself; it is replaced at the very end. ``probe`` is given the new file. The other arguments are those of
+    :func:`apply_to_model`.
 
     Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
     """
@@ -106,7 +118,9 @@ def apply_to_file(
         casts = verify_file(expansion, again, written, target_tree, initial=initial, accept=accept)
         entries = _entries(expansion, target_tree, casts)
         notes = (f"{out} replaced the file that was read",) if _same_file(source, path) else ()
-        receipts.append(Receipt(source, state_dict, target, str(out), entries, dict(expansion.unused), notes))
+        parity = probe(written) if probe is not None else None
+        made = Receipt(source, state_dict, target, str(out), entries, dict(expansion.unused), notes)
+        receipts.append(replace(made, probe=parity))
 
     write_state_dict(values, path, fmt=fmt, check=check)
     return receipts[0]

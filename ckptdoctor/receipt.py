@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 Action = Literal["loaded", "kept", "reinitialised", "tied"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """A forward pass that gave what was expected: how much was compared, how, and the largest difference."""
+
+    outputs: int
+    values: int
+    rtol: float
+    atol: float
+    largest: float
+
+    def __str__(self) -> str:
+        return (
+            f"{plural(self.values, 'value')} of {plural(self.outputs, 'output')} as expected within "
+            f"rtol={self.rtol:g}, atol={self.atol:g} (largest difference {self.largest:.3g})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +67,7 @@ class Receipt:
     unused: Mapping[str, str] = field(default_factory=dict)  # checkpoint key -> why it is not used
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # risks that no shape shows, as the plan named them
+    probe: ProbeResult | None = None  # forward parity, when it was asked for
 
     def count(self, action: Action) -> int:
         """How many model keys were ``loaded``, ``kept``, ``reinitialised`` or ``tied``."""
@@ -107,6 +125,8 @@ class Receipt:
             lines.append("cast " + ", ".join(f"{n} {name}" for name, n in sorted(self.casts.items())))
         lines += [f"warning: {printable(words)}" for words in self.warnings]
         lines += [f"note: {printable(words)}" for words in self.notes]
+        if self.probe is not None:
+            lines.append(f"probe: {self.probe}")
         lines.append(
             "verified: strict, every loaded tensor equals the file's bit for bit after the plan's ops"
         )
@@ -129,6 +149,7 @@ class Receipt:
             "unused": dict(self.unused),
             "notes": list(self.notes),
             "warnings": list(self.warnings),
+            "probe": asdict(self.probe) if self.probe is not None else None,
             "entries": [entry.to_dict() for entry in self.entries],
         }
 

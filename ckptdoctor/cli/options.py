@@ -40,6 +40,13 @@ def out_option(words: str, *, required: bool = False) -> Callable[[F], F]:
     )
 
 
+probe_option = click.option(
+    "--probe",
+    type=click.Path(dir_okay=False),
+    default=None,
+    metavar="FILE",
+    help='Run the model on {"inputs": ..., "expected": ...} (torch.save) before the result is kept.',
+)
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show every line, fold and cut nothing.")
 exit_zero_option = click.option("--exit-zero", is_flag=True, help="Exit 0 also when there are findings.")
 

@@ -14,6 +14,7 @@ from ckptdoctor.cli.options import (
     kwargs_of,
     model_options,
     out_option,
+    probe_option,
     verbose_option,
 )
 
@@ -27,12 +28,16 @@ if TYPE_CHECKING:
 @model_options
 @decision_options
 @out_option("Where to write: .pth or .safetensors.", required=True)
+@probe_option
 @format_option("text", "json")
 @verbose_option
-def repair(model: str, checkpoint: str, out: str, form: str, verbose: bool, **options: Any) -> int:
+def repair(
+    model: str, checkpoint: str, out: str, probe: str | None, form: str, verbose: bool, **options: Any
+) -> int:
     """Write a file that loads strictly into MODEL with torch alone: plan and apply in one.
 
     Only when everything is safe or decided; else the questions are on stderr, nothing is written, exit 1.
+    With --probe also only when the model, built for real, gives the expected outputs with the new file.
     """
     from ckptdoctor.api import write_diagnosed
     from ckptdoctor.cli.examining import examine
@@ -44,7 +49,7 @@ def repair(model: str, checkpoint: str, out: str, form: str, verbose: bool, **op
         explain_refusal(found, verbose, options["kwargs"])
         return 1
     kwargs, timeout = kwargs_of(options["kwargs"]), options["timeout"]
-    _show(write_diagnosed(found, out, kwargs=kwargs, timeout=timeout), form)
+    _show(write_diagnosed(found, out, kwargs=kwargs, timeout=timeout, probe=probe), form)
     return 0
 
 
@@ -54,6 +59,7 @@ def repair(model: str, checkpoint: str, out: str, form: str, verbose: bool, **op
 @click.option("--model", default=None, metavar="MODEL", help="The model, if not the one that the plan names.")
 @model_options
 @out_option("Where to write: .pth or .safetensors.", required=True)
+@probe_option
 @format_option("text", "json")
 @verbose_option
 def apply(
@@ -63,6 +69,7 @@ def apply(
     kwargs: str,
     timeout: float,
     out: str,
+    probe: str | None,
     form: str,
     verbose: bool,
 ) -> int:
@@ -77,7 +84,7 @@ def apply(
     path = checkpoint or beside(parsed.source.file, plan)
     refuse_input(out, path)
     refuse_input(out, plan)
-    receipt = run(parsed, path, out=out, model=model, kwargs=kwargs_of(kwargs), timeout=timeout)
+    receipt = run(parsed, path, out=out, model=model, kwargs=kwargs_of(kwargs), timeout=timeout, probe=probe)
     _show(receipt, form)
     return 0
 

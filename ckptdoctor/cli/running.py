@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from ckptdoctor.errors import CkptDoctorError, IncompatibleError, UndecidedError
+from ckptdoctor.errors import CkptDoctorError, IncompatibleError, ProbeError, UndecidedError
 
 FINE, FINDINGS, COULD_NOT = 0, 1, 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells expect
@@ -31,7 +31,7 @@ def run(group: click.Group, args: list[str]) -> int:
         return INTERRUPTED
     except CkptDoctorError as error:
         say(f"error: {error}")
-        return FINDINGS if isinstance(error, UndecidedError | IncompatibleError) else COULD_NOT
+        return FINDINGS if isinstance(error, UndecidedError | IncompatibleError | ProbeError) else COULD_NOT
     except (OSError, MemoryError, RecursionError) as error:
         say(f"error: {environment(error)}")
         return COULD_NOT

@@ -87,7 +87,8 @@ def _work(request: Mapping[str, Any], send: Callable[..., None]) -> None:
     sys.argv = [request["file"] or request["module"]]
     # Values of module-level models are not looked at, unless it is values that are asked for.
     torch.manual_seed(_building.SEED)
-    with nullcontext() if request.get("values") else _building.skipping_random_init():
+    real = request.get("values") or request.get("probe")
+    with nullcontext() if real else _building.skipping_random_init():
         if request["file"]:
             module = _finding.import_file(Path(request["file"]))
         else:
@@ -95,15 +96,24 @@ def _work(request: Mapping[str, Any], send: Callable[..., None]) -> None:
     if request["name"]:
         candidate = _named(module, request["name"])
         send("stage", doing=f"building {request['name']}", name=candidate.name)
-        if request.get("values"):
-            from ckptdoctor.targets.values import save_values
-
-            save_values(candidate, request)
-            send("saved")
+        if real:
+            _save(candidate, request, send)
             return
         send("built", **_built(candidate, request["kwargs"]))
     else:
         _try_all(module, request, send)
+
+
+def _save(candidate: Candidate, request: Mapping[str, Any], send: Callable[..., None]) -> None:
+    from ckptdoctor.targets.outputs import save_outputs
+    from ckptdoctor.targets.values import save_values
+
+    if request.get("values"):
+        save_values(candidate, request)
+    else:
+        send("stage", doing=f"running {request['name']} on the probe", name=candidate.name)
+        save_outputs(candidate, request)
+    send("saved")
 
 
 def _import_dotted(name: str) -> Any:

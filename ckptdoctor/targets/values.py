@@ -13,6 +13,8 @@ from ckptdoctor.targets._text import listing, printable
 from ckptdoctor.targets.source import checked_request, parse_source
 
 if TYPE_CHECKING:
+    import torch
+
     from ckptdoctor.targets._finding import Candidate
 
 
@@ -58,20 +60,25 @@ def save_values(candidate: Candidate, request: Mapping[str, Any]) -> None:
     """In the worker: build the candidate and write the values asked for. Raises what the user's code does."""
     import torch
 
-    from ckptdoctor.targets import _building
-
-    torch.manual_seed(_building.SEED)  # again: importing may have drawn
-    thing = candidate.thing
-    if isinstance(thing, torch.nn.Module):
-        model = thing
-    else:
-        with torch.device("cpu"), _building._NoAccelerator():
-            model = thing(**request["kwargs"])
-    state = model.state_dict()
+    state = real_model(candidate, request).state_dict()
     missing = [key for key in request["keys"] if key not in state]
     if missing:
         raise TargetError(f"the model has no {listing(missing)}")
     torch.save({key: _own(state[key]) for key in request["keys"]}, request["values"])
+
+
+def real_model(candidate: Candidate, request: Mapping[str, Any]) -> torch.nn.Module:
+    """In the worker: the candidate on the CPU, with its own seeded initialisation."""
+    import torch
+
+    from ckptdoctor.targets import _building
+
+    torch.manual_seed(_building.SEED)  # again: importing may have drawn
+    if isinstance(candidate.thing, torch.nn.Module):
+        return candidate.thing
+    with torch.device("cpu"), _building._NoAccelerator():
+        made: torch.nn.Module = candidate.thing(**request["kwargs"])
+        return made
 
 
 def _own(value: Any) -> Any:
