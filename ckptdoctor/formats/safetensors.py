@@ -77,9 +77,10 @@ def _header(source: FileSource) -> tuple[dict[str, Any], int]:
     raw = source.exactly(8, length, "the safetensors header")
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        "".join(header).encode()  # an escaped half of a surrogate pair is no text
     except _DuplicateKeyError as error:
         raise corrupt(source.path, f"its header names {show(error)} twice", ADVICE) from None
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise corrupt(source.path, "its header is not UTF-8", ADVICE) from None
     except (ValueError, RecursionError) as error:
         raise corrupt(source.path, f"its header is no JSON ({show(error, 100)})", ADVICE) from None

@@ -77,7 +77,7 @@ def sniff(source: FileSource) -> str:
     if head[257:262] == b"ustar" or _old_tar(head):
         return "tar"
     refuse_foreign(source.path, head, source.size)
-    if head.lstrip()[:1] in (b"{", b"["):
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
         return "json"
     if looks_like_pickle(head):
         return "pickle"
