@@ -122,6 +122,8 @@ def apply(
     kwargs: Mapping[str, Any] | None = None,
     timeout: float = 60,
     device: Any = None,
+    materialise: bool = False,
+    verify: bool = True,
 ) -> Receipt:
     """Do exactly what a plan says, and prove it: into a live ``model``, or into the file ``out``.
 
@@ -129,6 +131,7 @@ def apply(
     ``.safetensors``) ``model`` only says which tree the file is for, by default the plan's model (built with
     ``kwargs``); a live model is not changed then. Raises :class:`~ckptdoctor.errors.StalePlanError` when
     the plan was made for other trees, and ``ApplyError``, after which model and file are as before.
+    ``device``, ``materialise`` and ``verify`` are those of :func:`auto_load`.
 
     >>> print(apply(plan(model, "ddp.pth"), "ddp.pth", model=model))    # doctest: +SKIP
     loaded 320 tensors (25,610,205 values) from ddp.pth into ResNet
@@ -138,7 +141,7 @@ def apply(
     if out is None:
         if model is None or isinstance(model, str | os.PathLike):
             raise ApplyError("apply() needs a live model to load into, or out= for a file to write")
-        return _into_model(plan, archive, model, device)
+        return _into_model(plan, archive, model, device, materialise, verify)
     asked = plan.target.model if model is None else model
     target = _target(asked, None, kwargs, timeout)
     live = None if isinstance(asked, str | os.PathLike) else getattr(asked, "state_dict", None)
@@ -152,21 +155,33 @@ def _chosen(plan: Plan, archive: Archive) -> StateDict:
         raise StalePlanError(f"{printable(archive.path)}: {error.args[0]}") from None
 
 
-def _into_model(plan: Plan, archive: Archive, model: torch.nn.Module, device: Any) -> Receipt:
-    from ckptdoctor.formats.tensors import TensorReader
+def _into_model(
+    plan: Plan,
+    archive: Archive,
+    model: torch.nn.Module,
+    device: Any,
+    materialise: bool = False,
+    verify: bool = True,
+) -> Receipt:
+    from ckptdoctor.formats.tensors import model_reader
     from ckptdoctor.loading import apply_to_model
     from ckptdoctor.plan import expand
 
     chosen, tree = _chosen(plan, archive), snapshot(model)
+    expansion = expand(plan, chosen.tree, tree)
+    lasting = any(spec.device == "meta" for spec in tree.specs.values())
+    reader = model_reader(archive, chosen, lasting=lasting, private=materialise, check_crc=verify)
+    reader.prepare(source for fill in expansion.fills.values() for source in fill.sources)
     receipt = apply_to_model(
-        expand(plan, chosen.tree, tree),
-        TensorReader(archive, chosen),
+        expansion,
+        reader,
         model,
         tree,
-        fresh=lambda: TensorReader(archive, chosen),
+        fresh=reader.again,
         device=device,
         source_versions=chosen.tree.versions,
         accept=_accepted(plan),
+        verify=verify,
         source=archive.path,
         state_dict=chosen.path,
         target=type(model).__name__,
@@ -224,6 +239,8 @@ def auto_load(
     plan: Plan | PathLike | None = None,
     decisions: Decisions = (),
     device: Any = None,
+    materialise: bool = False,
+    verify: bool = True,
     reporter: Any = None,
 ) -> Receipt:
     """Load a checkpoint into a live model, repairing names and layouts on the way, strictly and proved.
@@ -232,6 +249,10 @@ def auto_load(
     recorded decision. With ``plan`` (a :class:`Plan` or the path of a plan file) exactly that is done.
     ``decisions`` are the texts of the command line's flags (``["reinit=fc.**", "choose=state_dict_ema"]``);
     ``device`` is where a model on the meta device is created, others are filled where they are.
+
+    A model on the meta device takes the file's own memory, mapped copy-on-write, where the file lies on a
+    local disk; ``materialise=True`` reads a private copy instead, after which the file may be edited in
+    place or truncated. ``verify=False`` leaves out checksums and the comparison of bits, nothing else.
 
     Raises :class:`~ckptdoctor.errors.UndecidedError` or :class:`~ckptdoctor.errors.IncompatibleError` with
     ``.diagnostics``, and :class:`~ckptdoctor.errors.ApplyError`; the model is untouched then.
@@ -244,11 +265,11 @@ def auto_load(
         made = read_plan(plan) if isinstance(plan, str | os.PathLike) else plan
         if tuple(decisions):
             raise DecisionError("a plan holds its decisions already; give either plan= or decisions=")
-        return _into_model(made, inspect(path), model, device)
+        return _into_model(made, inspect(path), model, device, materialise, verify)
     found = diagnose(model, path, decisions=decisions, reporter=reporter)
     found.raise_for_verdict()
     assert found.plan is not None  # raise_for_verdict
-    return _into_model(found.plan, found.archive, model, device)
+    return _into_model(found.plan, found.archive, model, device, materialise, verify)
 
 
 def read_plan(path: PathLike) -> Plan:

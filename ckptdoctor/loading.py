@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from ckptdoctor.trees import ParamTree
 
+Values = Callable[[str], "Tensor | None"]
+
 _ACTIONS: dict[str, Action] = {"load": "loaded", "keep": "kept", "reinit": "reinitialised", "tie": "tied"}
 
 
@@ -34,6 +36,7 @@ def apply_to_model(
     source_versions: Mapping[str, int] | None = None,
     accept: Collection[str] = (),
     on_tensor: Callable[[str], None] | None = None,
+    verify: bool = True,
     source: str = "",
     state_dict: str = "",
     target: str = "",
@@ -44,24 +47,44 @@ def apply_to_model(
     model's tree from before. ``fresh`` opens the file once more for the verification (default: ``reader``
     again). ``device`` says where tensors on meta are created; other models are filled where they are.
     ``source_versions`` is the checkpoint's ``_metadata``; ``accept`` names cast classes that a person
-    accepted (``"range"``). ``source``, ``state_dict`` and ``target`` are words for the receipt.
+    accepted (``"range"``). Without ``verify`` no bits are compared. ``source``, ``state_dict`` and
+    ``target`` are words for the receipt.
 
     Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
     """
     receipts = []
 
-    def check(before: Callable[[str], Tensor | None]) -> None:
+    def check(before: Values, pending: Values) -> None:
         # The receipt is made here, so that nothing can fail once the model keeps its new values.
         again = fresh() if fresh is not None else reader
-        casts = verify_model(expansion, again, model, ties=target_tree.ties, before=before, accept=accept)
+        casts = verify_model(
+            expansion,
+            again,
+            model,
+            ties=target_tree.ties,
+            before=before,
+            pending=pending,
+            accept=accept,
+            bits=verify,
+        )
         entries = _entries(expansion, target_tree, casts)
-        receipts.append(Receipt(source, state_dict, target, entries=entries, unused=dict(expansion.unused)))
+        receipts.append(
+            Receipt(
+                source,
+                state_dict,
+                target,
+                entries=entries,
+                unused=dict(expansion.unused),
+                verified=verify,
+            )
+        )
 
     run_on_model(
         expansion,
         reader,
         model,
         check=check,
+        compare=verify,
         device=device,
         source_versions=source_versions,
         on_tensor=on_tensor,

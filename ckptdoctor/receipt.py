@@ -50,6 +50,7 @@ class Receipt:
     unused: Mapping[str, str] = field(default_factory=dict)  # checkpoint key -> why it is not used
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # risks that no shape shows, as the plan named them
+    verified: bool = True  # False: neither checksums nor bits were compared, as was asked
 
     def count(self, action: Action) -> int:
         """How many model keys were ``loaded``, ``kept``, ``reinitialised`` or ``tied``."""
@@ -109,6 +110,8 @@ class Receipt:
         lines += [f"note: {printable(words)}" for words in self.notes]
         lines.append(
             "verified: strict, every loaded tensor equals the file's bit for bit after the plan's ops"
+            if self.verified
+            else "not verified, as asked: strict, but neither checksums nor bits were compared"
         )
         return "\n".join(lines)
 
@@ -126,6 +129,7 @@ class Receipt:
             "tied": self.tied,
             "values": self.numel,
             "casts": self.casts,
+            "verified": self.verified,
             "unused": dict(self.unused),
             "notes": list(self.notes),
             "warnings": list(self.warnings),
