@@ -200,7 +200,7 @@ def test_a_load_needs_no_more_private_memory_than_the_model_and_a_tensor(tmp_pat
     state = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(24))).state_dict()
     rows = {f"module.{k}": v.half() if half else v for k, v in state.items()}
     torch.save(rows, tmp_path / "a.pth")
-    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "b.pth")
+    torch.save({f"module.{k}": v for k, v in nn.Linear(2, 2).state_dict().items()}, tmp_path / "b.pth")
     command = [sys.executable, "-c", textwrap.dedent(MEMORY), tmp_path / "a.pth", tmp_path / "b.pth"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
