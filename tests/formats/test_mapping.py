@@ -204,4 +204,4 @@ def test_a_load_needs_no_more_private_memory_than_the_model_and_a_tensor(tmp_pat
     command = [sys.executable, "-c", textwrap.dedent(MEMORY), tmp_path / "a.pth", tmp_path / "b.pth"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 24, "MB beside a model of 96 MB with tensors of 4 MB"
+    assert float(done.stdout) < 32, "MB beside a model of 96 MB with tensors of 4 MB"
