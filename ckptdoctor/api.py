@@ -200,7 +200,7 @@ def _into_file(
     live: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Receipt:
     """``live`` gives the state dict of a model at hand; others are built when the plan keeps their values."""
-    from ckptdoctor.formats.tensors import TensorReader
+    from ckptdoctor.formats.tensors import model_reader
     from ckptdoctor.loading import apply_to_file, needs_model
     from ckptdoctor.plan import expand
 
@@ -212,13 +212,14 @@ def _into_file(
 
         values = live() if live else initial_values(target.label, keys, kwargs=kwargs, timeout=timeout)
         initial = values.__getitem__
+    reader = model_reader(archive, chosen, lasting=False, private=False, check_crc=True)
     receipt = apply_to_file(
         expansion,
-        TensorReader(archive, chosen),
+        reader,
         out,
         target.tree,
         initial=initial,
-        fresh=lambda: TensorReader(archive, chosen),
+        fresh=reader.again,
         source_versions=chosen.tree.versions,
         accept=_accepted(plan),
         source=archive.path,

@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptdoctor.apply import Expansion, Initial, Reader, file_values, run_on_model
+from ckptdoctor.apply import Expansion, Initial, Reader, file_contents, run_on_model
 from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.casts import CastClass
+from ckptdoctor.formats.blobs import Files
 from ckptdoctor.receipt import Action, Entry, Receipt
 from ckptdoctor.verify import verify_file, verify_model
-from ckptdoctor.writers import check_out, write_state_dict
+from ckptdoctor.writers import check_out, write_contents
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +104,8 @@ def apply_to_file(
     fresh: Callable[[], Reader] | None = None,
     source_versions: Mapping[str, int] | None = None,
     accept: Collection[str] = (),
-    on_tensor: Callable[[str], None] | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+    verify: bool = True,
     source: str = "",
     state_dict: str = "",
     target: str = "",
@@ -113,25 +115,39 @@ def apply_to_file(
     The file is accepted by ``model.load_state_dict(torch.load(out, weights_only=True), strict=True)``, or by
     ``load_file(out)`` for safetensors. ``fmt`` is ``"pth"`` or ``"safetensors"``, by default what the suffix
     says. ``initial`` gives the model's own value for keys that the plan keeps. ``out`` may be the checkpoint
-    itself; it is replaced at the very end. The other arguments are those of :func:`apply_to_model`.
+    itself; it is replaced at the very end. ``on_bytes`` is told how many more bytes were written. Without
+    ``verify`` the new file's header is read back and not its bytes. The other arguments are those of
+    :func:`apply_to_model`.
 
     Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
     """
     path = Path(out)
     check_out(path, fmt)
     receipts = []
-    values = file_values(
-        expansion, reader, target_tree, initial=initial, source_versions=source_versions, on_tensor=on_tensor
-    )
+    contents = file_contents(expansion, reader, target_tree, initial=initial, source_versions=source_versions)
 
     def check(written: Path) -> None:
         again = fresh() if fresh is not None else reader
-        casts = verify_file(expansion, again, written, target_tree, initial=initial, accept=accept)
+        casts = verify_file(
+            expansion, again, written, target_tree, initial=initial, accept=accept, bits=verify
+        )
         entries = _entries(expansion, target_tree, casts)
         notes = (f"{out} replaced the file that was read",) if _same_file(source, path) else ()
-        receipts.append(Receipt(source, state_dict, target, str(out), entries, dict(expansion.unused), notes))
+        receipts.append(
+            Receipt(
+                source,
+                state_dict,
+                target,
+                str(out),
+                entries,
+                dict(expansion.unused),
+                notes,
+                verified=verify,
+            )
+        )
 
-    write_state_dict(values, path, fmt=fmt, check=check)
+    files = getattr(reader, "files", None) or Files()
+    write_contents(contents, path, files, fmt=fmt, check=check, on_bytes=on_bytes)
     return receipts[0]
 
 

@@ -6,7 +6,7 @@ import ctypes
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptdoctor.errors import CorruptCheckpointError, ReadError
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
@@ -20,6 +20,15 @@ from ckptdoctor.trees import TensorSpec
 
 if TYPE_CHECKING:
     import torch
+
+
+class Span(NamedTuple):
+    """The bytes of one tensor in a file."""
+
+    file: str
+    offset: int
+    crc: int | None  # of exactly these bytes, where the file says so
+    whole: bool  # they are a whole storage
 
 
 class TensorReader:
@@ -43,6 +52,7 @@ class TensorReader:
         self._users = Counter(s for key in state_dict.tree.specs for s in self._storages(key))
         self._left = Counter(self._users)
         self._asked: set[str] = set()
+        self._again = ""  # the storage that was read for a second time last
         self._checked: set[str] = set()  # storages whose checksum was found to fit
 
     def again(self) -> TensorReader:
@@ -88,6 +98,24 @@ class TensorReader:
             and self._users[spec.storage] == 1
             and spec.nbytes == self.archive.storages[spec.storage].nbytes > 0
         )
+
+    def span(self, key: str, dtype: str) -> Span | None:
+        """Where the bytes of `key` are in a file, if they can be copied as they are; else None."""
+        spec = self.state_dict.tree[key]
+        ref = self.archive.storages.get(spec.storage)
+        plain = spec.layout == "strided" and spec.strides is None and spec.dtype == dtype
+        if ref is None or not plain or key in self.state_dict.recipes or ref.compression or ref.inline:
+            return None
+        itemsize = element_size(dtype)
+        if ref.byteorder != "little" and itemsize > 1:
+            return None
+        whole = spec.nbytes == ref.nbytes
+        return Span(ref.file, ref.offset + spec.offset * itemsize, ref.crc if whole else None, whole)
+
+    @property
+    def files(self) -> Files:
+        """The files that spans are in."""
+        return self._files
 
     def unchanged(self) -> None:
         """Raise ReadError if a file was written since it was inspected."""
@@ -157,8 +185,11 @@ class TensorReader:
             storage.byteswap(self._dtype(key, ref.dtype))  # type: ignore[no-untyped-call]
         elif ref.byteorder != sys.byteorder and element_size(dtype) > 1:
             raise self._refused(key, f"was saved by a {ref.byteorder}-endian machine without saying as what")
-        if self._left[storage_id] > 1 or key in self._asked:
+        if self._left[storage_id] > 1:
             self._kept[storage_id] = storage
+        elif key in self._asked:  # again and again, as one tensor that is split
+            self._kept.pop(self._again, None)
+            self._kept[storage_id], self._again = storage, storage_id
         return storage
 
     def _memory(self, storage_id: str, ref: StorageRef, itemsize: int) -> torch.UntypedStorage | None:
