@@ -85,10 +85,22 @@ def diagnose(
     """
     from ckptdoctor.diagnosis import examine
 
-    parsed = parse_decisions(decisions)
+    parsed = tuple(map(_with_rows, parse_decisions(decisions)))
     archive = inspect(path)
     target = _target(model, archive, kwargs, timeout, parsed)
     return examine(archive, target, parsed, reporter=reporter)
+
+
+def _with_rows(decision: Decision) -> Decision:
+    """An op that names a file of rows, with the rows written out: what is recorded has to stand alone."""
+    if decision.kind != "op" or "@" not in decision.value:
+        return decision
+    from ckptdoctor.ops.rows import resolve_rows
+
+    try:
+        return Decision("op", resolve_rows(decision.value))
+    except PlanError as error:
+        raise DecisionError(f"{printable(str(decision))}: {error}") from None
 
 
 def plan(
