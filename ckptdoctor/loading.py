@@ -13,6 +13,7 @@ from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.casts import CastClass
 from ckptdoctor.receipt import Action, Entry, ProbeResult, Receipt
 from ckptdoctor.verify import verify_file, verify_model
+from ckptdoctor.verify.derived import check_derived, not_compared
 from ckptdoctor.writers import check_out, write_state_dict
 
 if TYPE_CHECKING:
@@ -59,13 +60,14 @@ def apply_to_model(
             again = fresh() if fresh is not None else reader
             return verify_model(expansion, again, model, ties=target_tree.ties, before=before, accept=accept)
 
+        notes = check_derived(expansion.fills, expansion.unused, reader, model, accept)
         casts, parity = verified(), None
         if probe is not None:
             parity = probe()
             verified()  # again: a forward pass may write to its own model
         entries = _entries(expansion, target_tree, casts)
-        unused = dict(expansion.unused)
-        receipts.append(Receipt(source, state_dict, target, entries=entries, unused=unused, probe=parity))
+        made = Receipt(source, state_dict, target, "", entries, dict(expansion.unused), notes)
+        receipts.append(replace(made, probe=parity))
 
     run_on_model(
         expansion,
@@ -117,7 +119,8 @@ def apply_to_file(
         again = fresh() if fresh is not None else reader
         casts = verify_file(expansion, again, written, target_tree, initial=initial, accept=accept)
         entries = _entries(expansion, target_tree, casts)
-        notes = (f"{out} replaced the file that was read",) if _same_file(source, path) else ()
+        replaced = (f"{out} replaced the file that was read",) if _same_file(source, path) else ()
+        notes = (*replaced, *not_compared(expansion.fills, expansion.unused, target_tree))
         parity = probe(written) if probe is not None else None
         made = Receipt(source, state_dict, target, str(out), entries, dict(expansion.unused), notes)
         receipts.append(replace(made, probe=parity))
