@@ -148,7 +148,9 @@ def test_what_means_the_same_is_no_difference(case, tmp_path):
 @pytest.mark.parametrize("case", OTHER)
 def test_what_means_something_else_is_refused(case, tmp_path):
     name, theirs, mine = OTHER[case]
-    with pytest.raises(VerifyError, match=rf"(?s)`layers\.0\.attn\.{name}`.*in the checkpoint.*accept derived"):
+    with pytest.raises(
+        VerifyError, match=rf"(?s)`layers\.0\.attn\.{name}`.*in the checkpoint.*accept derived"
+    ):
         load(Net(quiet(held(name, mine))), saved(tmp_path, Net(held(name, theirs))))
 
 
