@@ -14,6 +14,7 @@ from ckptdoctor.casts import CastClass
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.receipt import Action, Entry, ProbeResult, Receipt
 from ckptdoctor.verify import verify_file, verify_model
+from ckptdoctor.verify.derived import check_derived, not_compared
 from ckptdoctor.writers import check_out, write_contents
 
 if TYPE_CHECKING:
@@ -72,12 +73,13 @@ def apply_to_model(
                 bits=verify,
             )
 
+        notes = check_derived(expansion.fills, expansion.unused, reader, model, accept)
         casts, parity = verified(), None
         if probe is not None:
             parity = probe()
             verified()  # again: a forward pass may write to its own model
         entries = _entries(expansion, target_tree, casts)
-        made = Receipt(source, state_dict, target, entries=entries, unused=dict(expansion.unused))
+        made = Receipt(source, state_dict, target, "", entries, dict(expansion.unused), notes)
         receipts.append(replace(made, probe=parity, verified=verify))
 
     run_on_model(
@@ -135,7 +137,8 @@ def apply_to_file(
             expansion, again, written, target_tree, initial=initial, accept=accept, bits=verify
         )
         entries = _entries(expansion, target_tree, casts)
-        notes = (f"{out} replaced the file that was read",) if _same_file(source, path) else ()
+        replaced = (f"{out} replaced the file that was read",) if _same_file(source, path) else ()
+        notes = (*replaced, *not_compared(expansion.fills, expansion.unused, target_tree))
         parity = probe(written) if probe is not None else None
         made = Receipt(source, state_dict, target, str(out), entries, dict(expansion.unused), notes)
         receipts.append(replace(made, probe=parity, verified=verify))
