@@ -123,12 +123,15 @@ def apply(
     timeout: float = 60,
     device: Any = None,
     probe: Any = None,
+    materialise: bool = False,
+    verify: bool = True,
 ) -> Receipt:
     """Do exactly what a plan says, and prove it: into a live ``model``, or into the file ``out``.
 
     ``path`` is the checkpoint, by default the one that the plan names. With ``out`` (``.pth`` or
     ``.safetensors``) ``model`` only says which tree the file is for, by default the plan's model (built with
-    ``kwargs``); a live model is not changed then. ``probe`` is as for :func:`auto_load`.
+    ``kwargs``); a live model is not changed then. ``device``, ``materialise``, ``verify`` and ``probe`` are
+    those of :func:`auto_load`.
 
     Raises :class:`~ckptdoctor.errors.StalePlanError` when the plan was made for other trees, and
     ``ApplyError``, after which model and file are as before.
@@ -141,7 +144,7 @@ def apply(
     if out is None:
         if model is None or isinstance(model, str | os.PathLike):
             raise ApplyError("apply() needs a live model to load into, or out= for a file to write")
-        return _into_model(plan, archive, model, device, probe)
+        return _into_model(plan, archive, model, device, materialise, verify, probe)
     asked = plan.target.model if model is None else model
     target = _target(asked, None, kwargs, timeout)
     live = None if isinstance(asked, str | os.PathLike) else getattr(asked, "state_dict", None)
@@ -156,23 +159,34 @@ def _chosen(plan: Plan, archive: Archive) -> StateDict:
 
 
 def _into_model(
-    plan: Plan, archive: Archive, model: torch.nn.Module, device: Any, probe: Any = None
+    plan: Plan,
+    archive: Archive,
+    model: torch.nn.Module,
+    device: Any,
+    materialise: bool = False,
+    verify: bool = True,
+    probe: Any = None,
 ) -> Receipt:
-    from ckptdoctor.formats.tensors import TensorReader
+    from ckptdoctor.formats.tensors import model_reader
     from ckptdoctor.loading import apply_to_model
     from ckptdoctor.plan import expand
     from ckptdoctor.verify.probe import live_probe
 
     chosen, tree = _chosen(plan, archive), snapshot(model)
+    expansion = expand(plan, chosen.tree, tree)
+    lasting = any(spec.device == "meta" for spec in tree.specs.values())
+    reader = model_reader(archive, chosen, lasting=lasting, private=materialise, check_crc=verify)
+    reader.prepare(source for fill in expansion.fills.values() for source in fill.sources)
     receipt = apply_to_model(
-        expand(plan, chosen.tree, tree),
-        TensorReader(archive, chosen),
+        expansion,
+        reader,
         model,
         tree,
-        fresh=lambda: TensorReader(archive, chosen),
+        fresh=reader.again,
         device=device,
         source_versions=chosen.tree.versions,
         accept=_accepted(plan),
+        verify=verify,
         source=archive.path,
         state_dict=chosen.path,
         target=type(model).__name__,
@@ -193,7 +207,7 @@ def _into_file(
     probe: Any = None,
 ) -> Receipt:
     """``live`` gives the state dict of a model at hand; others are built when the plan keeps their values."""
-    from ckptdoctor.formats.tensors import TensorReader
+    from ckptdoctor.formats.tensors import model_reader
     from ckptdoctor.loading import apply_to_file, needs_model
     from ckptdoctor.plan import expand
     from ckptdoctor.verify.probe import file_probe
@@ -211,13 +225,14 @@ def _into_file(
 
         values = live() if live else initial_values(target.label, keys, kwargs=kwargs, timeout=timeout)
         initial = values.__getitem__
+    reader = model_reader(archive, chosen, lasting=False, private=False, check_crc=True)
     receipt = apply_to_file(
         expansion,
-        TensorReader(archive, chosen),
+        reader,
         out,
         target.tree,
         initial=initial,
-        fresh=lambda: TensorReader(archive, chosen),
+        fresh=reader.again,
         source_versions=chosen.tree.versions,
         accept=_accepted(plan),
         source=archive.path,
@@ -240,6 +255,8 @@ def auto_load(
     decisions: Decisions = (),
     device: Any = None,
     probe: Any = None,
+    materialise: bool = False,
+    verify: bool = True,
     reporter: Any = None,
 ) -> Receipt:
     """Load a checkpoint into a live model, repairing names and layouts on the way, strictly and proved.
@@ -248,6 +265,10 @@ def auto_load(
     recorded decision. With ``plan`` (a :class:`Plan` or the path of a plan file) exactly that is done.
     ``decisions`` are the texts of the command line's flags (``["reinit=fc.**", "choose=state_dict_ema"]``);
     ``device`` is where a model on the meta device is created, others are filled where they are.
+
+    A model on the meta device takes the file's own memory, mapped copy-on-write, where the file lies on a
+    local disk; ``materialise=True`` reads a private copy instead, after which the file may be edited in
+    place or truncated. ``verify=False`` leaves out checksums and the comparison of bits, nothing else.
 
     ``probe`` is forward parity on top of the exact replay: ``(inputs, expected)``, a dict with these names
     (and maybe ``rtol``, ``atol``), or the path of a file that holds one. Inputs are a tensor, a tuple of
@@ -264,11 +285,11 @@ def auto_load(
         made = read_plan(plan) if isinstance(plan, str | os.PathLike) else plan
         if tuple(decisions):
             raise DecisionError("a plan holds its decisions already; give either plan= or decisions=")
-        return _into_model(made, inspect(path), model, device, probe)
+        return _into_model(made, inspect(path), model, device, materialise, verify, probe)
     found = diagnose(model, path, decisions=decisions, reporter=reporter)
     found.raise_for_verdict()
     assert found.plan is not None  # raise_for_verdict
-    return _into_model(found.plan, found.archive, model, device, probe)
+    return _into_model(found.plan, found.archive, model, device, materialise, verify, probe)
 
 
 def read_plan(path: PathLike) -> Plan:

@@ -8,18 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptdoctor.apply import Expansion, Initial, Reader, file_values, run_on_model
+from ckptdoctor.apply import Expansion, Initial, Reader, file_contents, run_on_model
 from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.casts import CastClass
+from ckptdoctor.formats.blobs import Files
 from ckptdoctor.receipt import Action, Entry, ProbeResult, Receipt
 from ckptdoctor.verify import verify_file, verify_model
-from ckptdoctor.writers import check_out, write_state_dict
+from ckptdoctor.writers import check_out, write_contents
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from ckptdoctor.trees import ParamTree
+
+Values = Callable[[str], "Tensor | None"]
 
 _ACTIONS: dict[str, Action] = {"load": "loaded", "keep": "kept", "reinit": "reinitialised", "tie": "tied"}
 
@@ -35,6 +38,7 @@ def apply_to_model(
     source_versions: Mapping[str, int] | None = None,
     accept: Collection[str] = (),
     on_tensor: Callable[[str], None] | None = None,
+    verify: bool = True,
     source: str = "",
     state_dict: str = "",
     target: str = "",
@@ -46,32 +50,43 @@ def apply_to_model(
     model's tree from before. ``fresh`` opens the file once more for the verification (default: ``reader``
     again). ``device`` says where tensors on meta are created; other models are filled where they are.
     ``source_versions`` is the checkpoint's ``_metadata``; ``accept`` names cast classes that a person
-    accepted (``"range"``). ``source``, ``state_dict`` and ``target`` are words for the receipt.
-    ``probe`` runs the loaded model on known inputs and raises when it gives something else.
+    accepted (``"range"``). Without ``verify`` no bits are compared. ``source``, ``state_dict`` and
+    ``target`` are words for the receipt. ``probe`` runs the loaded model on known inputs and raises when it
+    gives something else; for that alone a copy of the old values is kept.
 
     Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
     """
     receipts = []
 
-    def check(before: Callable[[str], Tensor | None]) -> None:
+    def check(before: Values, pending: Values) -> None:
         # The receipt is made here, so that nothing can fail once the model keeps its new values.
         def verified() -> Mapping[str, tuple[str, CastClass]]:
-            again = fresh() if fresh is not None else reader
-            return verify_model(expansion, again, model, ties=target_tree.ties, before=before, accept=accept)
+            return verify_model(
+                expansion,
+                fresh() if fresh is not None else reader,
+                model,
+                ties=target_tree.ties,
+                before=before,
+                pending=pending,
+                accept=accept,
+                bits=verify,
+            )
 
         casts, parity = verified(), None
         if probe is not None:
             parity = probe()
             verified()  # again: a forward pass may write to its own model
         entries = _entries(expansion, target_tree, casts)
-        unused = dict(expansion.unused)
-        receipts.append(Receipt(source, state_dict, target, entries=entries, unused=unused, probe=parity))
+        made = Receipt(source, state_dict, target, entries=entries, unused=dict(expansion.unused))
+        receipts.append(replace(made, probe=parity, verified=verify))
 
     run_on_model(
         expansion,
         reader,
         model,
         check=check,
+        ahead=probe is not None,
+        compare=verify,
         device=device,
         source_versions=source_versions,
         on_tensor=on_tensor,
@@ -90,7 +105,8 @@ def apply_to_file(
     fresh: Callable[[], Reader] | None = None,
     source_versions: Mapping[str, int] | None = None,
     accept: Collection[str] = (),
-    on_tensor: Callable[[str], None] | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+    verify: bool = True,
     source: str = "",
     state_dict: str = "",
     target: str = "",
@@ -101,7 +117,9 @@ def apply_to_file(
     The file is accepted by ``model.load_state_dict(torch.load(out, weights_only=True), strict=True)``, or by
     ``load_file(out)`` for safetensors. ``fmt`` is ``"pth"`` or ``"safetensors"``, by default what the suffix
     says. ``initial`` gives the model's own value for keys that the plan keeps. ``out`` may be the checkpoint
-    itself; it is replaced at the very end. ``probe`` is given the new file. The other arguments are those of
+    itself; it is replaced at the very end. ``on_bytes`` is told how many more bytes were written. Without
+    ``verify`` the new file's header is read back and not its bytes. ``probe`` is given the new file. The
+    other arguments are those of
     :func:`apply_to_model`.
 
     Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
@@ -109,20 +127,21 @@ def apply_to_file(
     path = Path(out)
     check_out(path, fmt)
     receipts = []
-    values = file_values(
-        expansion, reader, target_tree, initial=initial, source_versions=source_versions, on_tensor=on_tensor
-    )
+    contents = file_contents(expansion, reader, target_tree, initial=initial, source_versions=source_versions)
 
     def check(written: Path) -> None:
         again = fresh() if fresh is not None else reader
-        casts = verify_file(expansion, again, written, target_tree, initial=initial, accept=accept)
+        casts = verify_file(
+            expansion, again, written, target_tree, initial=initial, accept=accept, bits=verify
+        )
         entries = _entries(expansion, target_tree, casts)
         notes = (f"{out} replaced the file that was read",) if _same_file(source, path) else ()
         parity = probe(written) if probe is not None else None
         made = Receipt(source, state_dict, target, str(out), entries, dict(expansion.unused), notes)
-        receipts.append(replace(made, probe=parity))
+        receipts.append(replace(made, probe=parity, verified=verify))
 
-    write_state_dict(values, path, fmt=fmt, check=check)
+    files = getattr(reader, "files", None) or Files()
+    write_contents(contents, path, files, fmt=fmt, check=check, on_bytes=on_bytes)
     return receipts[0]
 
 

@@ -68,6 +68,7 @@ class Receipt:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # risks that no shape shows, as the plan named them
     probe: ProbeResult | None = None  # forward parity, when it was asked for
+    verified: bool = True  # False: neither checksums nor bits were compared, as was asked
 
     def count(self, action: Action) -> int:
         """How many model keys were ``loaded``, ``kept``, ``reinitialised`` or ``tied``."""
@@ -129,6 +130,8 @@ class Receipt:
             lines.append(f"probe: {self.probe}")
         lines.append(
             "verified: strict, every loaded tensor equals the file's bit for bit after the plan's ops"
+            if self.verified
+            else "not verified, as asked: strict, but neither checksums nor bits were compared"
         )
         return "\n".join(lines)
 
@@ -146,6 +149,7 @@ class Receipt:
             "tied": self.tied,
             "values": self.numel,
             "casts": self.casts,
+            "verified": self.verified,
             "unused": dict(self.unused),
             "notes": list(self.notes),
             "warnings": list(self.warnings),

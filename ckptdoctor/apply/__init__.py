@@ -6,8 +6,8 @@ puts both into one transaction.
 
 from __future__ import annotations
 
-from ckptdoctor.apply.file import Initial, file_values
+from ckptdoctor.apply.file import Initial, file_contents
 from ckptdoctor.apply.model import run_on_model
 from ckptdoctor.apply.staging import Expansion, Reader
 
-__all__ = ["Expansion", "Initial", "Reader", "file_values", "run_on_model"]
+__all__ = ["Expansion", "Initial", "Reader", "file_contents", "run_on_model"]

@@ -1,64 +1,97 @@
-"""The tensors of a new file, made as a plan says: plain, on the CPU, without a byte too many."""
+"""What a new file is made of, as a plan says: plain, on the CPU, without a byte too many."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.apply.metadata import map_versions
-from ckptdoctor.apply.staging import Expansion, OnTensor, Reader, Want, stage_one
+from ckptdoctor.apply.staging import Expansion, Reader, Want, stage_one
 from ckptdoctor.apply.ties import check_copies, check_ties
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.keys import printable
+from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import listing
+from ckptdoctor.writers import Contents, Piece, Span
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ckptdoctor.trees import ParamTree
+    from ckptdoctor.trees import ParamTree, TensorSpec
 
 Initial = Callable[[str], Any]  # model key -> the model's own value; KeyError when it has none
 
 
-def file_values(
+def file_contents(
     expansion: Expansion,
     reader: Reader,
     target: ParamTree,
     *,
     initial: Initial | None = None,
     source_versions: Mapping[str, int] | None = None,
-    on_tensor: OnTensor | None = None,
-) -> OrderedDict[str, Any]:
-    """The state dict to write: every key of ``target``, in its order, in its shapes and dtypes.
+) -> Contents:
+    """The file to write: every key of ``target``, in its order, in its shapes and dtypes.
 
-    ``initial`` gives the values that the plan keeps from the model; without it only well-known counters can
-    be kept. Tied keys are one tensor object. Raises :class:`ApplyError`.
+    What the plan leaves as it is becomes bytes to copy, where the reader can tell them (``span``); all else
+    is made when it is written. ``initial`` gives the values that the plan keeps from the model; without it
+    only well-known counters can be kept. Tied keys are one piece. Raises :class:`ApplyError`.
     """
     _check_complete(expansion, target, initial)
-    made: dict[str, Tensor] = {}
+    made: dict[str, Piece] = {}
     for key, fill in expansion.fills.items():
-        spec = target[key]
         if fill.kind == "load":
-            made[key] = stage_one(key, fill, reader, Want(spec.shape, _dtype(spec.dtype)))
-            if on_tensor is not None:
-                on_tensor(key)
+            made[key] = _loaded(key, fill, reader, target[key])
         elif fill.kind != "tie":
-            made[key] = _own(key, target, initial)
-    check_ties(expansion, target.ties, made)
+            own = _own(key, target, initial)
+            made[key] = Piece(target[key].shape, target[key].dtype, make=lambda own=own: own)  # type: ignore[misc]
+    check_ties(expansion, target.ties, _Made(made))
     check_copies(expansion, reader)
+    _check_cut(expansion, reader, made)
     same = {key: group[0] for group in target.ties for key in group}
-    values: OrderedDict[str, Any] = OrderedDict()
-    for key in target.specs:
-        anchor = _anchor(key, expansion)
-        values[key] = made[same[anchor] if same.get(anchor) in made else anchor]
-    for key in target.extra:
-        values[key] = initial(key) if initial is not None else None
-    if target.versions:
-        metadata = map_versions(expansion, target.versions, source_versions or {})
-        values._metadata = metadata  # type: ignore[attr-defined]
-    return values
+    anchors = {key: _anchor(key, expansion) for key in target.specs}
+    pieces = {key: made[same[a] if same.get(a) in made else a] for key, a in anchors.items()}
+    objects = {key: initial(key) if initial is not None else None for key in target.extra}
+    versions = map_versions(expansion, target.versions, source_versions or {}) if target.versions else {}
+    return Contents(pieces, versions, objects)
+
+
+def _loaded(key: str, fill: Fill, reader: Reader, spec: TensorSpec) -> Piece:
+    def make() -> Tensor:
+        return stage_one(key, fill, reader, Want(spec.shape, _dtype(spec.dtype)))
+
+    asked: Callable[[str, str], Span | None] | None = getattr(reader, "span", None)
+    copied = asked is not None and not fill.ops and not fill.cast
+    span = asked(fill.sources[0], spec.dtype) if asked is not None and copied else None
+    return Piece(spec.shape, spec.dtype, span, make)
+
+
+class _Made(Mapping[str, "Tensor"]):
+    """Pieces as tensors, each made when it is asked for."""
+
+    def __init__(self, pieces: Mapping[str, Piece]) -> None:
+        self._pieces = pieces
+
+    def __getitem__(self, key: str) -> Tensor:
+        make = self._pieces[key].make
+        assert make is not None
+        return make()
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._pieces
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pieces)
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+
+def _check_cut(expansion: Expansion, reader: Reader, made: Mapping[str, Piece]) -> None:
+    """Checksums of storages of which only a part is copied; those of whole ones are checked on the way."""
+    check: Callable[[list[str]], None] = getattr(reader, "check", lambda keys: None)
+    cut = [key for key, piece in made.items() if piece.span is not None and not piece.span.whole]
+    check([source for key in cut for source in expansion.fills[key].sources])
 
 
 def _check_complete(expansion: Expansion, target: ParamTree, initial: Initial | None) -> None:

@@ -1,4 +1,8 @@
-"""Writing a plan into a live model, in one transaction."""
+"""Writing a plan into a live model, all or nothing, without a second copy of the weights.
+
+Values stay where the reader has them (a mapped file, usually) until everything is proved: read, summed,
+transformed, compared. Then each is copied into its parameter, and nothing in that last part can fail.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.apply import live as place
+from ckptdoctor.apply.commit import Pending, commit
 from ckptdoctor.apply.derived import derived_value
+from ckptdoctor.apply.direct import Places, places_of
 from ckptdoctor.apply.materialise import materialise
 from ckptdoctor.apply.metadata import metadata_for
-from ckptdoctor.apply.staging import Expansion, OnTensor, Reader, stage
+from ckptdoctor.apply.staging import Expansion, OnTensor, Reader, Want, make, private
 from ckptdoctor.apply.ties import check_copies, check_ties
-from ckptdoctor.apply.transaction import Transaction
+from ckptdoctor.apply.transaction import Transaction, uninterrupted
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.keys import printable
 
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Before = Callable[[str], "Tensor | None"]  # model key -> its value before the load
-Check = Callable[[Before], None]
+Check = Callable[[Before, Before], None]
 
 
 def run_on_model(
@@ -30,35 +36,99 @@ def run_on_model(
     model: nn.Module,
     *,
     check: Check,
+    ahead: bool = False,
+    compare: bool = True,
     device: torch.device | str | None = None,
     source_versions: Mapping[str, int] | None = None,
     on_tensor: OnTensor | None = None,
 ) -> None:
     """Fill ``model`` as ``expansion`` says, run ``check``, and undo all of it if anything raises.
 
-    Everything is read, transformed and cast before the first write. The write itself is the model's own
-    strict ``load_state_dict``, so its hooks run and parameters stay the same objects (an optimizer made
-    earlier keeps working). Tensors on meta are created on ``device`` (default CPU).
+    Parameters stay the same objects, so an optimizer made earlier keeps working. Modules with code of their
+    own for loading run it, with their own keys and before ``check``; for them alone a copy of the old
+    values is kept. ``check(before, pending)`` gets two functions: a key's value before the load (None where
+    it was not kept), and the value that is going to be written after the check (None for what is written
+    already). ``ahead`` writes everything before the check, which may then run the model, at the price of a
+    copy of all old values. With ``compare`` each tensor is compared after it was written. Tensors on meta are created on
+    ``device`` (default CPU); they take the reader's own memory where it ``lends`` it.
 
     Raises :class:`ApplyError`; ``check`` raises what it likes. The model is then as it was.
     """
     state = place.live_state(model)
     live = place.tensors_of(state)
-    expansion_keys_only = {k: t for k, t in live.items() if k in expansion.fills or not _is_extra(k)}
-    place.check_keys(expansion, expansion_keys_only)
+    place.check_keys(expansion, {k: t for k, t in live.items() if k in expansion.fills or not _is_extra(k)})
     place.check_device(live, device)
     place.check_meta(model, expansion, live)
-    staged = stage(expansion, reader, place.wants(live, device), on_tensor)
-    _fill_derived(expansion, live, staged, device)
-    check_ties(expansion, _ties(live), staged)
+    places = places_of(model, state)
+    wants = place.wants(live, device)
+    values, pending = _values(expansion, reader, places, live, wants, on_tensor)
+    _fill_derived(expansion, live, values, device)
+    check_ties(expansion, _ties(live), _Cast(values, pending))
     check_copies(expansion, reader)
-    values = _full(expansion, state, staged)
-    values._metadata = metadata_for(expansion, model, source_versions or {})  # type: ignore[attr-defined]
-    with Transaction(model) as transaction:
+    full = _full(expansion, state, values, pending)
+    unchanged: Callable[[], None] = getattr(reader, "unchanged", lambda: None)
+    with Transaction(model, None if ahead else places.owned_tensors()) as transaction:
         before = {key: transaction.before(tensor) for key, tensor in live.items()}
-        materialise(model, live, values, transaction)
-        _load(model, values)
-        check(before.get)
+        materialise(model, live, full, transaction)
+        _load(places, full, metadata_for(expansion, model, source_versions or {}))
+        if ahead:
+            commit(pending, compare=compare, unchanged=unchanged)
+            pending = Pending()
+        check(before.get, pending.get)
+        unchanged()
+        with uninterrupted():
+            transaction.commit()
+            commit(pending, compare=compare, unchanged=unchanged)
+
+
+def _values(
+    expansion: Expansion,
+    reader: Reader,
+    places: Places,
+    live: Mapping[str, Tensor],
+    wants: Mapping[str, Want],
+    on_tensor: OnTensor | None,
+) -> tuple[dict[str, Tensor], Pending]:
+    """What is written before the check, in memory of its own; and what is copied from the reader's after."""
+    values: dict[str, Tensor] = {}
+    pending = Pending()
+    for key, fill in expansion.fills.items():
+        if fill.kind != "load":
+            continue
+        want = wants[key]
+        value = make(key, fill, reader, want.shape)
+        if key not in places.direct:
+            values[key] = private(value, want)
+        elif live[key].is_meta:
+            lent = not fill.ops and _lends(reader, fill.sources[0]) and value.dtype == want.dtype
+            values[key] = value if lent and want.on_cpu else private(value, want)
+        else:
+            pending.add(key, live[key], value)
+        if on_tensor is not None:
+            on_tensor(key)
+    return values, pending
+
+
+def _lends(reader: Reader, source: str) -> bool:
+    asked: Callable[[str], bool] | None = getattr(reader, "lends", None)
+    return asked is not None and asked(source)
+
+
+class _Cast(Mapping[str, "Tensor"]):
+    """Values as the model will have them."""
+
+    def __init__(self, values: Mapping[str, Tensor], pending: Pending) -> None:
+        self._values, self._pending = values, pending
+
+    def __getitem__(self, key: str) -> Tensor:
+        cast = self._pending.get(key)
+        return self._values[key] if cast is None else cast
+
+    def __iter__(self) -> Any:
+        yield from (*self._values, *self._pending.values)
+
+    def __len__(self) -> int:
+        return len(self._values) + len(self._pending.values)
 
 
 def _is_extra(key: str) -> bool:
@@ -68,7 +138,7 @@ def _is_extra(key: str) -> bool:
 def _fill_derived(
     expansion: Expansion,
     live: Mapping[str, Tensor],
-    staged: dict[str, Tensor],
+    values: dict[str, Tensor],
     device: torch.device | str | None,
 ) -> None:
     """Counters that are kept but on meta start at their known value."""
@@ -76,7 +146,7 @@ def _fill_derived(
         if fill.kind in ("keep", "reinit") and live[key].is_meta:
             value = derived_value(key, tuple(live[key].shape))
             if value is not None:
-                staged[key] = value.to(device or "cpu", live[key].dtype)
+                values[key] = value.to(device or "cpu", live[key].dtype)
 
 
 def _ties(live: Mapping[str, Tensor]) -> list[list[str]]:
@@ -88,38 +158,58 @@ def _ties(live: Mapping[str, Tensor]) -> list[list[str]]:
 
 
 def _full(
-    expansion: Expansion, state: Mapping[str, Any], staged: Mapping[str, Tensor]
-) -> OrderedDict[str, Any]:
-    """A complete state dict in the model's order: staged values, what is kept, ties, extra state."""
-    values: OrderedDict[str, Any] = OrderedDict()
+    expansion: Expansion, state: Mapping[str, Any], values: Mapping[str, Tensor], pending: Pending
+) -> dict[str, Any]:
+    """A value for each key but the pending ones: made, kept, tied, extra state."""
+    full: dict[str, Any] = {}
     for key, now in state.items():
         fill = expansion.fills.get(key)
-        if fill is not None and fill.kind == "tie":
-            values[key] = _tied(key, expansion, state, staged)
-        elif key in staged:
-            values[key] = staged[key]
-        else:
-            values[key] = now.detach() if hasattr(now, "detach") else now
-    return values
+        source = _anchor(key, expansion) if fill is not None and fill.kind == "tie" else key
+        if source in values:
+            full[key] = values[source]
+        elif source not in pending.values:
+            now = state[source]
+            full[key] = now.detach() if hasattr(now, "detach") else now
+    return full
 
 
-def _tied(key: str, expansion: Expansion, state: Mapping[str, Any], staged: Mapping[str, Tensor]) -> Any:
+def _anchor(key: str, expansion: Expansion) -> str:
     seen = {key}
     while expansion.fills[key].kind == "tie":
         key = expansion.fills[key].tied_to
         if key in seen or key not in expansion.fills:
             raise ApplyError(f"the tie of `{printable(key)}` leads to no tensor of the model")
         seen.add(key)
-    return staged[key] if key in staged else state[key].detach()
+    return key
 
 
-def _load(model: nn.Module, values: OrderedDict[str, Any]) -> None:
-    try:
-        model.load_state_dict(values, strict=True)
-    except ApplyError:
-        raise
-    except Exception as error:
-        raise ApplyError(
-            f"the model's own load_state_dict refused the repaired state dict; the model is unchanged. "
-            f"{type(error).__name__}: {printable(str(error))}"
-        ) from error
+def _load(places: Places, full: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Call each module that has code of its own with its own keys."""
+    from torch import nn
+
+    for path, module in places.own.items():
+        dot = len(path) + 1 if path else 0
+        values: OrderedDict[str, Any] = OrderedDict()
+        for key in places.keys.get(path, ()):
+            values[key[dot:]] = full[key]
+        values._metadata = _below(metadata, path)  # type: ignore[attr-defined]
+        try:
+            if path:
+                nn.Module.load_state_dict(module, values, strict=True)  # as its parent would: no override
+            else:
+                module.load_state_dict(values, strict=True)
+        except ApplyError:
+            raise
+        except Exception as error:
+            raise ApplyError(
+                f"the model's own load_state_dict refused the repaired state dict; the model is unchanged. "
+                f"{type(error).__name__}: {printable(str(error))}"
+            ) from error
+
+
+def _below(metadata: Mapping[str, Any], path: str) -> OrderedDict[str, Any]:
+    if not path:
+        return OrderedDict(metadata)
+    dot = f"{path}."
+    found = ((k[len(dot) :], v) for k, v in metadata.items() if k == path or k.startswith(dot))
+    return OrderedDict(found)

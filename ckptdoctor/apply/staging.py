@@ -1,9 +1,10 @@
-"""Everything that can fail before the first write: read, transform, cast, check, keep aside."""
+"""The value of one key: read, transformed, its shape checked, and cast where a copy is made."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,30 +49,36 @@ class Want:
     device: torch.device | str = "cpu"
     strides: tuple[int, ...] | None = None  # None: contiguous
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is plain contiguous memory of the CPU."""
+        return self.strides is None and str(self.device) == "cpu"
 
-def stage(
-    expansion: Expansion, reader: Reader, wants: Mapping[str, Want], on_tensor: OnTensor | None = None
-) -> dict[str, Tensor]:
-    """For each ``load`` fill a private tensor of the wanted shape, dtype and device.
 
-    Raises :class:`ApplyError` naming the key; nothing was written when it does.
+def make(key: str, fill: Fill, reader: Reader, shape: tuple[int, ...]) -> Tensor:
+    """The value for one key, in the file's dtype; it may share memory with what the reader gave.
+
+    Raises :class:`ApplyError` naming the key, or what the reader raises.
     """
-    staged = {}
-    for key, fill in expansion.fills.items():
-        if fill.kind == "load":
-            staged[key] = stage_one(key, fill, reader, wants[key])
-            if on_tensor is not None:
-                on_tensor(key)
-    return staged
+    with _named(key, fill):
+        value = parse_chain(fill.ops).run([_dense(source, reader(source)) for source in fill.sources])
+        if tuple(value.shape) != shape:
+            raise ApplyError(f"the plan makes {show(tuple(value.shape))}, the model has {show(shape)}")
+        return value
 
 
 def stage_one(key: str, fill: Fill, reader: Reader, want: Want) -> Tensor:
-    """The value for one key. Raises :class:`ApplyError` or what the reader raises."""
+    """The value for one key as a private tensor. Raises :class:`ApplyError` or what the reader raises."""
+    value = make(key, fill, reader, want.shape)
+    with _named(key, fill):
+        return private(value, want)
+
+
+@contextmanager
+def _named(key: str, fill: Fill) -> Iterator[None]:
+    """Errors name the key."""
     try:
-        value = parse_chain(fill.ops).run([_dense(source, reader(source)) for source in fill.sources])
-        if tuple(value.shape) != want.shape:
-            raise ApplyError(f"the plan makes {show(tuple(value.shape))}, the model has {show(want.shape)}")
-        return _private(value, want)
+        yield
     except CkptDoctorError as error:
         raise type(error)(f"`{printable(key)}`: {error}", error.diagnostics) from error
     except Exception as error:
@@ -93,7 +100,7 @@ def _dense(source: str, tensor: Tensor) -> Tensor:
     return dense(tensor.detach())
 
 
-def _private(value: Tensor, want: Want) -> Tensor:
+def private(value: Tensor, want: Want) -> Tensor:
     """A copy that shares nothing with the file, in the layout of the place it goes to."""
     import torch
 

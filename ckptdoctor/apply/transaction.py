@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,20 +20,24 @@ class Transaction:
 
     Restored are every parameter and buffer (values bit for bit, meta-ness, ``requires_grad``), which
     object stands in which module, and so ties. What a module's hooks did to other attributes is not known.
+    ``written`` are the tensors that anything may write to before :meth:`commit`; by default all.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, written: Iterable[Tensor] | None = None) -> None:
         self._modules = list(model.modules())
         self._tables = [
             (table, dict(table.items())) for m in self._modules for table in (m._parameters, m._buffers)
         ]
         self._tensors = {id(t): t for _, entries in self._tables for t in entries.values() if t is not None}
+        self._written = self._tensors.keys() if written is None else {id(t) for t in written}
+        self._committed = False
         self._saved: dict[int, tuple[Tensor | None, bool]] = {}
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Transaction:
         for key, tensor in self._tensors.items():
-            copy = None if tensor.is_meta else tensor.detach().clone()
+            kept = key in self._written and not tensor.is_meta
+            copy = tensor.detach().clone() if kept else None
             self._saved[key] = (copy, tensor.requires_grad)
         return self
 
@@ -41,14 +45,18 @@ class Transaction:
         """Register what else to undo; the last one registered is undone first."""
         self._undo.append(undo)
 
+    def commit(self) -> None:
+        """From here on there is no way back: the model keeps what was done."""
+        self._committed = True
+
     def before(self, tensor: Tensor) -> Tensor | None:
-        """The value that this tensor object had at the start; None when it was on meta or is not known."""
+        """The value that this tensor object had at the start; None when it was on meta or was not kept."""
         return self._saved.get(id(tensor), (None, False))[0]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if kind is not None:
+        if kind is not None and not self._committed:
             with uninterrupted():
                 self._restore()
 

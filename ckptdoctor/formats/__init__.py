@@ -9,6 +9,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
@@ -49,7 +50,7 @@ def open_file(path: str) -> Archive:
     with _quiet_gc(), FileSource(path) as source:
         archive = _open(source)
         source.unchanged()
-    return archive
+        return replace(archive, stamps={**archive.stamps, path: source.stamp})
 
 
 @contextmanager

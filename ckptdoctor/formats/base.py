@@ -22,6 +22,9 @@ Format = Literal[
 ]
 
 
+Stamp = tuple[int, int]  # bytes of a file, and when it was last written (ns)
+
+
 @dataclass(frozen=True, slots=True)
 class StorageRef:
     """Where the bytes of one storage are.
@@ -91,6 +94,7 @@ class Archive:
     diagnostics: tuple[Diagnostic, ...] = ()
     facts: tuple[Fact, ...] = ()  # head counts and the like, inside the file or beside it
     files: tuple[str, ...] = ()  # every file that belongs to it, the first is `path`
+    stamps: Mapping[str, Stamp] = field(default_factory=dict)  # the files as they were when read
 
     def __getitem__(self, path: str) -> StateDict:
         """The state dict at `path`; raises KeyError with the paths that exist."""

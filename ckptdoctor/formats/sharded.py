@@ -183,6 +183,7 @@ def _combined(source: FileSource, shards: dict[str, list[str]], opened: dict[str
         unknown_globals=tuple(sorted({g for a in archives for g in a.unknown_globals})),
         hints=archives[0].hints,
         files=(source.path, *(a.path for a in archives)),
+        stamps={path: stamp for a in archives for path, stamp in a.stamps.items()},
     )
     inner = {
         (d.code, d.title): d for a in archives for d in a.diagnostics if d.code not in ("CKD403", "CKD404")

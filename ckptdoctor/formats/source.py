@@ -77,10 +77,15 @@ class FileSource:
             data += more
         return data
 
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of the last write, as they were when the file was opened."""
+        return self._stat.st_size, self._stat.st_mtime_ns
+
     def unchanged(self) -> None:
         """Raise ReadError if somebody wrote the file since it was opened."""
         now = os.fstat(self.fd)
-        if (now.st_size, now.st_mtime_ns) != (self._stat.st_size, self._stat.st_mtime_ns):
+        if (now.st_size, now.st_mtime_ns) != self.stamp:
             raise ReadError(f"{show(self.path)}: changed while it was read; try again when it is complete")
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptdoctor.errors import CorruptCheckpointError, ReadError
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
-from ckptdoctor.formats.blobs import Files, fill
+from ckptdoctor.formats.blobs import Files, crc_fits, fill
 from ckptdoctor.formats.findings import bad_crc
+from ckptdoctor.formats.mapping import can_map, is_local
+from ckptdoctor.formats.parallel import in_threads
 from ckptdoctor.formats.views import element_size
 from ckptdoctor.formats.words import listing, show
 from ckptdoctor.trees import TensorSpec
@@ -19,22 +22,104 @@ if TYPE_CHECKING:
     import torch
 
 
+class Span(NamedTuple):
+    """The bytes of one tensor in a file."""
+
+    file: str
+    offset: int
+    crc: int | None  # of exactly these bytes, where the file says so
+    whole: bool  # they are a whole storage
+
+
 class TensorReader:
     """``reader(key)`` gives the tensor of `key`; keys that share a storage share memory.
 
-    The tensors are private copies: nothing is mapped, so the file may change or go away afterwards.
-    A storage that several keys use is kept until the last of them was asked for. With `check_crc`
-    the zip's checksums are verified for all bytes that are read.
+    The tensors are private copies, so the file may change or go away afterwards; a storage that several
+    keys use is kept until the last of them was asked for. With `mapped` they are the file itself, mapped
+    copy-on-write (see `formats.mapping`), wherever its bytes can be used as they are. With `check_crc`
+    the zip's checksums are verified before a tensor is given.
     """
 
-    def __init__(self, archive: Archive, state_dict: StateDict, *, check_crc: bool = True) -> None:
+    def __init__(
+        self, archive: Archive, state_dict: StateDict, *, check_crc: bool = True, mapped: bool = False
+    ) -> None:
         self.archive = archive
         self.state_dict = state_dict
         self.check_crc = check_crc
-        self._files = Files()
+        self.mapped = mapped
+        self._files = Files(archive.stamps)
         self._kept: dict[str, torch.UntypedStorage] = {}
-        self._left = Counter(s for key in state_dict.tree.specs for s in self._storages(key))
+        self._users = Counter(s for key in state_dict.tree.specs for s in self._storages(key))
+        self._left = Counter(self._users)
         self._asked: set[str] = set()
+        self._again = ""  # the storage that was read for a second time last
+        self._checked: set[str] = set()  # storages whose checksum was found to fit
+
+    def again(self) -> TensorReader:
+        """A reader that reads anew. Checksums that fitted stay so; what is mapped is the same memory."""
+        other = TensorReader(self.archive, self.state_dict, check_crc=self.check_crc, mapped=self.mapped)
+        other._files, other._checked = self._files, self._checked
+        return other
+
+    def prepare(self, keys: Iterable[str]) -> None:
+        """Read or verify what can be before the first call, several storages at a time."""
+        (self.check if self.mapped else self.read_ahead)(keys)
+
+    def check(self, keys: Iterable[str]) -> None:
+        """Verify the checksums of all that `keys` need, several at a time.
+
+        Raises CorruptCheckpointError naming the keys, ReadError if the file cannot be read.
+        """
+        names = dict.fromkeys(s for key in keys for s in self._storages(key))
+        refs = {s: self.archive.storages[s] for s in names if s not in self._checked}
+        due = [(s, ref) for s, ref in refs.items() if self.check_crc and ref.crc is not None]
+        fits = in_threads(lambda one: crc_fits(self._files, one[1]), due, sum(r.nbytes for _, r in due))
+        for (name, ref), good in zip(due, fits, strict=True):
+            if not good:
+                raise self._bad_crc(ref)
+            self._checked.add(name)
+
+    def read_ahead(self, keys: Iterable[str]) -> None:
+        """Read the storages of `keys` into private memory, several at a time, for the calls that follow."""
+        names = dict.fromkeys(s for key in keys for s in self._storages(key))
+        due = [
+            s for s in names if s not in self._kept and self.archive.storages[s].byteorder == sys.byteorder
+        ]
+        refs = [self.archive.storages[s] for s in due]
+        for name, storage in zip(due, in_threads(self._read, refs, sum(r.nbytes for r in refs)), strict=True):
+            self._kept[name] = storage
+
+    def lends(self, key: str) -> bool:
+        """Whether the tensor of `key` is a whole storage that no other key uses, so that it can be kept."""
+        spec = self.state_dict.tree[key]
+        return (
+            spec.layout == "strided"
+            and spec.strides is None
+            and self._users[spec.storage] == 1
+            and spec.nbytes == self.archive.storages[spec.storage].nbytes > 0
+        )
+
+    def span(self, key: str, dtype: str) -> Span | None:
+        """Where the bytes of `key` are in a file, if they can be copied as they are; else None."""
+        spec = self.state_dict.tree[key]
+        ref = self.archive.storages.get(spec.storage)
+        plain = spec.layout == "strided" and spec.strides is None and spec.dtype == dtype
+        if ref is None or not plain or key in self.state_dict.recipes or ref.compression or ref.inline:
+            return None
+        itemsize = element_size(dtype)
+        if ref.byteorder != "little" and itemsize > 1:
+            return None
+        whole = spec.nbytes == ref.nbytes
+        return Span(ref.file, ref.offset + spec.offset * itemsize, ref.crc if whole else None, whole)
+
+    @property
+    def files(self) -> Files:
+        """The files that spans are in."""
+        return self._files
+
+    def unchanged(self) -> None:
+        """Raise ReadError if a file was written since it was inspected."""
+        self._files.unchanged()
 
     def _storages(self, key: str) -> set[str]:
         recipe = self.state_dict.recipes.get(key)
@@ -92,13 +177,33 @@ class TensorReader:
         if kept is not None:
             return kept
         ref = self.archive.storages[storage_id]
+        memory = self._memory(storage_id, ref, element_size(dtype))
+        if memory is not None:
+            return memory
         storage = self._read(ref)
         if ref.byteorder != sys.byteorder and element_size(ref.dtype) > 1:
             storage.byteswap(self._dtype(key, ref.dtype))  # type: ignore[no-untyped-call]
         elif ref.byteorder != sys.byteorder and element_size(dtype) > 1:
             raise self._refused(key, f"was saved by a {ref.byteorder}-endian machine without saying as what")
-        if self._left[storage_id] > 1 or key in self._asked:
+        if self._left[storage_id] > 1:
             self._kept[storage_id] = storage
+        elif key in self._asked:  # again and again, as one tensor that is split
+            self._kept.pop(self._again, None)
+            self._kept[storage_id], self._again = storage, storage_id
+        return storage
+
+    def _memory(self, storage_id: str, ref: StorageRef, itemsize: int) -> torch.UntypedStorage | None:
+        """The bytes in the mapped file, or None where they have to be read."""
+        if not self.mapped or not can_map(ref, max(itemsize, element_size(ref.dtype)), sys.byteorder):
+            return None
+        file = self._files.mapped(ref.file)
+        if file is None:
+            return None
+        if self.check_crc and storage_id not in self._checked:
+            if not crc_fits(self._files, ref):
+                raise self._bad_crc(ref)
+            self._checked.add(storage_id)
+        storage = self._kept[storage_id] = file.storage(ref.offset, ref.nbytes)
         return storage
 
     def _read(self, ref: StorageRef) -> torch.UntypedStorage:
@@ -130,6 +235,19 @@ class TensorReader:
             return build(recipe, spec, plain, parts, self._dtype(key, spec.dtype))
         except (TypeError, ValueError, RuntimeError, KeyError, IndexError, NotImplementedError) as error:
             raise self._refused(key, f"({recipe.kind}) cannot be put together: {show(error, 160)}") from None
+
+
+def model_reader(
+    archive: Archive, state_dict: StateDict, *, lasting: bool, private: bool, check_crc: bool
+) -> TensorReader:
+    """The reader for a load into a live model; ``lasting`` when the model keeps the reader's memory.
+
+    It maps, but not what is on a network. For a lasting mapping the file has to be known to be local, and
+    ``private`` asks for a copy instead.
+    """
+    known = [is_local(path) for path in archive.files]
+    mapped = not private and all(known) if lasting else False not in known
+    return TensorReader(archive, state_dict, check_crc=check_crc, mapped=mapped)
 
 
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

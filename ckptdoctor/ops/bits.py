@@ -18,7 +18,20 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return (
             bool(torch.equal(a.to_dense(), b.to_dense())) if not a.is_quantized else bool(torch.equal(a, b))
         )
-    return bool(torch.equal(_bytes(a), _bytes(b.to(a.device))))
+    if a.data_ptr() == b.data_ptr() and a.device == b.device and a.stride() == b.stride():
+        return a.is_conj() == b.is_conj() and a.is_neg() == b.is_neg()
+    return _equal(_bytes(a), _bytes(b.to(a.device)))
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Of bytes, eight at a time where their places allow it: ``torch.equal`` is that much faster then."""
+    import torch
+
+    whole = a.numel() // 8 * 8
+    if a.storage_offset() % 8 or b.storage_offset() % 8 or not whole:
+        return bool(torch.equal(a, b))
+    words = torch.equal(a[:whole].view(torch.int64), b[:whole].view(torch.int64))
+    return bool(words and torch.equal(a[whole:], b[whole:]))
 
 
 def dense(tensor: Tensor) -> Tensor:

@@ -24,12 +24,16 @@ def verify_model(
     *,
     ties: Sequence[Sequence[str]] = (),
     before: Before | None = None,
+    pending: Before | None = None,
     accept: Collection[str] = (),
+    bits: bool = True,
 ) -> Casts:
     """Check a model that a plan has filled; returns ``{key: (dtype in the file, class of the cast)}``.
 
     ``reader`` should be a newly opened one. ``ties`` are the groups of keys that were one tensor before,
-    ``before`` gives a key's value before the load, ``accept`` names cast classes that a person accepted.
+    ``before`` gives a key's value before the load, ``pending`` the value that is going to be written where
+    that is still to be done. ``accept`` names cast classes that a person accepted. Without ``bits`` only
+    values whose dtype changes are looked at.
 
     Raises :class:`VerifyError` with everything that is wrong: a key too many or too few, a tensor on meta,
     a value that is not what the plan makes of the file, a broken tie, a changed value that was to be kept,
@@ -40,7 +44,9 @@ def verify_model(
     casts: Casts = {}
     for key, fill in expansion.fills.items():
         if key in state and not state[key].is_meta:
-            problems += _one(key, fill, reader, state, before, casts)
+            due = pending(key) if pending is not None else None
+            found = state[key].detach() if due is None else due
+            problems += _one(key, fill, reader, state, found, before, casts, bits)
     problems += lossy_casts(casts, accept)
     if problems:
         raise VerifyError(words(problems, "the model is as it was before"))
@@ -91,11 +97,15 @@ def _one(
     fill: Fill,
     reader: Reader,
     state: Mapping[str, Tensor],
+    found: Tensor,
     before: Before | None,
     casts: Casts,
+    bits: bool,
 ) -> Iterator[str]:
-    if fill.kind == "load":
-        yield from replayed(key, fill, reader, state[key].detach(), casts)
+    if fill.kind == "load" and not bits and not fill.cast:
+        casts[key] = (str(found.dtype).removeprefix("torch."), "lossless")
+    elif fill.kind == "load":
+        yield from replayed(key, fill, reader, found, casts)
     elif fill.kind == "tie":
         if fill.tied_to not in state or _memory(state[key]) != _memory(state[fill.tied_to]):
             yield f"{quoted(key)} is not the same tensor as {quoted(fill.tied_to)}"

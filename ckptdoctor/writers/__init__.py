@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.errors import ApplyError
+from ckptdoctor.formats.blobs import Files
+from ckptdoctor.formats.tensors import Span
 from ckptdoctor.keys import printable
 from ckptdoctor.writers.atomic import check_place, replacing
+from ckptdoctor.writers.pieces import Contents, Piece
 from ckptdoctor.writers.safetensors_file import write_safetensors
+from ckptdoctor.writers.stream import OnBytes
 from ckptdoctor.writers.torch_file import write_torch
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-Write = Callable[["Mapping[str, Any]", Path], None]
+Write = Callable[[Contents, Path, Files, OnBytes | None], None]
 
 # name -> (suffixes, function); the name is what `fmt=` takes.
 WRITERS: dict[str, tuple[tuple[str, ...], Write]] = {
@@ -26,7 +26,17 @@ WRITERS: dict[str, tuple[tuple[str, ...], Write]] = {
     "safetensors": ((".safetensors",), write_safetensors),
 }
 
-__all__ = ["WRITERS", "check_out", "check_place", "replacing", "write_state_dict", "writer_for"]
+__all__ = [
+    "WRITERS",
+    "Contents",
+    "Piece",
+    "Span",
+    "check_out",
+    "check_place",
+    "replacing",
+    "write_contents",
+    "writer_for",
+]
 
 
 def writer_for(out: Path, fmt: str | None = None) -> Write:
@@ -50,22 +60,24 @@ def check_out(out: Path, fmt: str | None = None) -> None:
     check_place(out)
 
 
-def write_state_dict(
-    values: Mapping[str, Any],
+def write_contents(
+    contents: Contents,
     out: Path,
+    files: Files,
     *,
     fmt: str | None = None,
     check: Callable[[Path], None] | None = None,
+    on_bytes: OnBytes | None = None,
 ) -> None:
-    """Write ``values`` to ``out`` by write, fsync, ``check`` of the new file, rename, fsync.
+    """Write to ``out`` by write, fsync, ``check`` of the new file, rename, fsync.
 
-    Whatever is raised on the way, ``out`` is as it was, and nothing is left beside it.
-    Raises :class:`ApplyError`, or what ``check`` raises.
+    ``files`` are the sources of what is copied. Whatever is raised on the way, ``out`` is as it was, and
+    nothing is left beside it. Raises :class:`ApplyError`, ReadError, or what ``check`` raises.
     """
     write = writer_for(out, fmt)
     check_place(out)
-    needed = sum(v.numel() * v.element_size() for v in values.values() if hasattr(v, "element_size"))
-    with replacing(out, needed) as temporary:
-        write(values, temporary)
+    with replacing(out, contents.nbytes) as temporary:
+        write(contents, temporary, files, on_bytes)
+        files.unchanged()
         if check is not None:
             check(temporary)

@@ -1,47 +1,83 @@
-"""`.safetensors`: tensors only, each key with its own bytes."""
+"""`.safetensors`: a JSON header, then each key's own bytes; in one file, or in shards with an index."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ckptdoctor.errors import ApplyError
-from ckptdoctor.keys import printable
+from ckptdoctor.formats.blobs import Files
+from ckptdoctor.formats.safetensors import DTYPES, LARGEST_HEADER
 from ckptdoctor.receipt import listing
+from ckptdoctor.trees import DTYPE_SIZES
+from ckptdoctor.writers.pieces import Contents, Piece
+from ckptdoctor.writers.stream import OnBytes, Place, allocate, fill_places
+
+NAMES = {torch: name for name, (torch, _) in DTYPES.items()}
 
 
-def write_safetensors(values: Mapping[str, Any], path: Path) -> None:
-    """Write with the safetensors library. Raises :class:`ApplyError` or OSError.
+def write_safetensors(contents: Contents, path: Path, files: Files, on_bytes: OnBytes | None = None) -> None:
+    """Copy and make the tensors into place. Raises :class:`ApplyError`, ReadError or OSError.
 
     The format knows no shared tensors, so a tied key gets its own copy of the bytes: the file then has all
     keys, and a plain strict ``load_state_dict(load_file(...))`` works. ``_metadata`` has no place in it.
     """
-    import torch
-
+    check_safetensors(contents)
+    rows = ordered(contents.pieces)
+    head = header(rows)
+    places = [Place(0, head)]
+    at = len(head)
+    for _, piece in rows:
+        places.append(Place(at, b"", piece))
+        at += piece.nbytes
+    descriptor = os.open(path, os.O_RDWR)
     try:
-        from safetensors.torch import save_file
-    except ImportError:
+        allocate(descriptor, at)
+        fill_places(descriptor, places, files, on_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def check_safetensors(contents: Contents) -> None:
+    """Whether the format can hold it. Raises :class:`ApplyError` with what to do."""
+    if contents.objects:
         raise ApplyError(
-            "writing .safetensors needs a package: pip install safetensors; or write a .pth file instead"
-        ) from None
-    other = [key for key, value in values.items() if not isinstance(value, torch.Tensor)]
-    if other:
-        raise ApplyError(f".safetensors holds tensors only, not {listing(other)}; write a .pth file instead")
+            f".safetensors holds tensors only, not {listing(contents.objects)}; write a .pth file instead"
+        )
+    unknown = sorted({p.dtype for p in contents.pieces.values()} - NAMES.keys())
+    if unknown:
+        raise ApplyError(f".safetensors has no dtype {', '.join(unknown)}; write a .pth file instead")
+    if "__metadata__" in contents.pieces:
+        raise ApplyError("`__metadata__` cannot be a key in .safetensors; write a .pth file instead")
+
+
+def ordered(pieces: Mapping[str, Piece]) -> list[tuple[str, Piece]]:
+    """Wide dtypes first, as the format's own library does: each tensor is aligned to its items then."""
+    return sorted(pieces.items(), key=lambda row: (-DTYPE_SIZES[row[1].dtype], row[0]))
+
+
+def header(rows: Sequence[tuple[str, Piece]]) -> bytes:
+    """The length and the JSON, padded to eight bytes."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for key, piece in rows:
+        shape = list(piece.shape)
+        if piece.dtype == "float4_e2m1fn_x2":  # two values to an item
+            shape[-1:] = [2 * shape[-1]]
+        offsets = [at, at + piece.nbytes]
+        entries[key] = {"dtype": NAMES[piece.dtype], "shape": shape, "data_offsets": offsets}
+        at += piece.nbytes
     try:
-        save_file(_unshared(values), path, metadata={"format": "pt"})
-    except OSError:
-        raise
-    except Exception as error:
-        what = f"{type(error).__name__}: {printable(str(error))}"
-        raise ApplyError(f"safetensors could not write this ({what}); write a .pth file instead") from error
-
-
-def _unshared(values: Mapping[str, Any]) -> dict[str, Any]:
-    seen: set[int] = set()
-    result = {}
-    for key, value in values.items():
-        memory = value.untyped_storage().data_ptr() if value.numel() else 0
-        result[key] = value.clone() if memory in seen and memory else value
-        seen.add(memory)
-    return result
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ApplyError(".safetensors cannot hold a key that is no valid text; write a .pth file") from None
+    text += b" " * (-len(text) % 8)
+    if len(text) > LARGEST_HEADER:
+        size, most = len(text) / 1e6, LARGEST_HEADER / 1e6
+        raise ApplyError(
+            f"the header would take {size:.0f} MB, .safetensors allows {most:.0f}; "
+            "write several files: --max-shard-size 5GB"
+        )
+    return len(text).to_bytes(8, "little") + text

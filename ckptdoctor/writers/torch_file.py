@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 from ckptdoctor.errors import ApplyError
+from ckptdoctor.formats.blobs import Files
 from ckptdoctor.keys import printable
+from ckptdoctor.trees import DTYPE_SIZES
+from ckptdoctor.writers.pieces import Contents
+from ckptdoctor.writers.stream import OnBytes, Place, allocate, fill_places
+from ckptdoctor.writers.torch_pickle import Entry, state_dict_pickle
+from ckptdoctor.writers.torch_zip import ROOT, Record, directory, laid_out, places, serialization_id
 
 
-def write_torch(values: Mapping[str, Any], path: Path) -> None:
-    """Write with ``torch.save``; keys that are one tensor stay one. Raises :class:`ApplyError` or OSError."""
+def write_torch(contents: Contents, path: Path, files: Files, on_bytes: OnBytes | None = None) -> None:
+    """Copy and make the tensors into place. Raises :class:`ApplyError`, ReadError or OSError."""
+    if contents.objects:
+        _save(contents, path)
+        return
+    storages = {piece: str(n) for n, piece in enumerate(dict.fromkeys(contents.pieces.values()))}
+    entries: list[tuple[Entry, int]] = [
+        ((key, p.dtype, p.shape, storages[p], p.nbytes), DTYPE_SIZES[p.dtype])
+        for key, p in contents.pieces.items()
+    ]
+    pickled = state_dict_pickle(entries, contents.versions)
+    small = ((".format_version", b"1"), (".storage_alignment", b"64"), ("byteorder", b"little"))
+    records = [Record(f"{ROOT}/{name}", data) for name, data in (("data.pkl", pickled), *small)]
+    records += [Record(f"{ROOT}/data/{name}", piece=piece) for piece, name in storages.items()]
+    records += [Record(f"{ROOT}/version", b"3\n"), Record(f"{ROOT}/.data/serialization_id", b"0" * 40)]
+    members = laid_out(records)
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        allocate(descriptor, members[-1].end)
+        sums = fill_places(descriptor, places(members[:-1]), files, on_bytes)
+        # Its length is known before, its digits are not.
+        last = Record(records[-1].name, serialization_id([r.name for r in records[:-1]], sums))
+        members[-1] = type(members[-1])(last, members[-1].header, members[-1].start)
+        end = b"".join(place.head for place in places(members[-1:])) + directory(members, [*sums, 0])
+        fill_places(descriptor, [Place(members[-1].header, end)], files)
+    finally:
+        os.close(descriptor)
+
+
+def _save(contents: Contents, path: Path) -> None:
+    """With ``torch.save``, which can pickle any object; all tensors are in memory then."""
     import torch
 
+    made = {piece: piece.make() for piece in dict.fromkeys(contents.pieces.values()) if piece.make}
+    values: OrderedDict[str, Any] = OrderedDict((k, made[p]) for k, p in contents.pieces.items())
+    values.update(contents.objects)
+    values._metadata = OrderedDict(contents.versions)  # type: ignore[attr-defined]
     try:
         with path.open("wb") as file:
             torch.save(values, file)

@@ -183,8 +183,8 @@ def test_a_writer_that_corrupts_is_found_before_the_rename(tmp_path, monkeypatch
 
     model, out = nn.Linear(2, 2), tmp_path / "out.pth"
 
-    def corrupt(values, path):
-        torch.save(OrderedDict((k, v + 1) for k, v in values.items()), path)
+    def corrupt(contents, path, *_):
+        torch.save(OrderedDict((k, piece.make() + 1) for k, piece in contents.pieces.items()), path)
 
     monkeypatch.setitem(writers.WRITERS, "pth", ((".pth",), corrupt))
     with pytest.raises(VerifyError, match="no file was written"):
@@ -340,8 +340,8 @@ SLOW = """
     from ckptdoctor.loading import apply_to_file
     from tests.apply.fakes import identity
     save = writers.WRITERS["pth"][1]
-    def slow(values, path):
-        save(values, path)
+    def slow(*args):
+        save(*args)
         print("writing", flush=True)
         time.sleep(60)
     writers.WRITERS["pth"] = ((".pth",), slow)

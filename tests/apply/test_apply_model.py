@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ckptdoctor.errors import ApplyError, VerifyError
+from ckptdoctor.errors import ApplyError, ReadError, VerifyError
 from ckptdoctor.loading import apply_to_model
 from ckptdoctor.targets.module import snapshot
 from tests.apply.fakes import Plan, Source, identity, keep, load, picture, same_picture, tie
@@ -124,31 +124,60 @@ def test_a_failure_at_any_read_leaves_the_model_bit_identical(make, error):
     "error", [RuntimeError("no"), KeyboardInterrupt(), SystemExit()], ids=lambda e: type(e).__name__
 )
 @pytest.mark.parametrize("meta", [False, True])
-def test_a_failure_at_any_write_leaves_the_model_bit_identical(monkeypatch, error, meta):
-    with torch.device("meta" if meta else "cpu"):
-        model = small()
-    plan, state = identity(model), random_state(small())
-    before = picture(model)
+def test_a_failure_at_any_write_leaves_the_model_untouched_or_complete(monkeypatch, error, meta):
+    """Plain tensors are written behind the point of no return: there the write is done again."""
+    plan, state = identity(small()), random_state(small())
     original = torch.Tensor.copy_
+    ended = set()
     for n in range(2 * len(state)):
-        writes = 0
+        with torch.device("meta" if meta else "cpu"):
+            model = small()
+        before = picture(model)
+        written = []
 
-        def failing(self, *args, n=n, **kwargs):
-            nonlocal writes
-            writes += any(self is t for t in (*model.parameters(), *model.buffers()))
-            if writes == n + 1:
-                monkeypatch.setattr(torch.Tensor, "copy_", original)
-                raise error
+        def failing(self, *args, n=n, model=model, written=written, **kwargs):
+            if any(self is t for t in (*model.parameters(), *model.buffers())):
+                written.append(self)
+                if len(written) == n + 1:
+                    raise error
             return original(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, "copy_", failing)
-        if writes_possible := n < len(state):
-            with pytest.raises((ApplyError, KeyboardInterrupt, SystemExit)):
-                run(plan, state, model)
-            assert same_picture(before, picture(model))
+        try:
+            run(plan, state, model)
+            raised = False
+        except (ApplyError, KeyboardInterrupt, SystemExit):
+            raised = True
         monkeypatch.setattr(torch.Tensor, "copy_", original)
-        if not writes_possible:
-            break
+        if raised and same_picture(before, picture(model)):
+            ended.add("untouched")
+            continue
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        ended.add("complete" if len(written) > n else "no failure")
+        assert not raised or not isinstance(error, Exception)
+    assert ended == {"untouched", "no failure"} | (set() if meta else {"complete"})
+
+
+def test_a_file_that_is_edited_in_place_meanwhile_is_named(tmp_path):
+    """Before the first write that undoes all; behind it the only thing left is to say so."""
+
+    class Edited(Source):
+        def __init__(self, state, asked):
+            super().__init__(state)
+            self.left = asked
+
+        def unchanged(self):
+            self.left -= 1
+            if not self.left:
+                raise ReadError("a.pth: was written since it was inspected")
+
+    model = nn.Linear(2, 2)
+    before = picture(model)
+    with pytest.raises(ReadError, match="was written"):
+        run(identity(model), Edited(random_state(model), 1), model)
+    assert same_picture(before, picture(model))
+    with pytest.raises(VerifyError, match=r"build it again: a\.pth: was written"):
+        run(identity(model), Edited(random_state(model), 2), model)
 
 
 def test_a_failed_verification_rolls_back():

@@ -1,0 +1,85 @@
+"""The last part of a load: values that were proved are copied into the model's tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ckptdoctor.errors import ApplyError, ReadError, VerifyError
+from ckptdoctor.ops.bits import same_bits
+from ckptdoctor.receipt import listing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ATTEMPTS = 2
+MIXED = "the model holds neither its old nor its new values, build it again"
+
+
+@dataclass
+class Pending:
+    """Values that are copied into tensors of the model once all else is done."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, key: str, tensor: Tensor, value: Tensor) -> None:
+        """``value`` goes into ``tensor``."""
+        self.tensors[key], self.values[key] = tensor, value
+
+    def get(self, key: str) -> Tensor | None:
+        """The value as the tensor will hold it; None when the key is not pending."""
+        return self.cast(key) if key in self.values else None
+
+    def cast(self, key: str) -> Tensor:
+        """The same for a pending key."""
+        value, dtype = self.values[key], self.tensors[key].dtype
+        if value.dtype == dtype:
+            return value
+        with warnings.catch_warnings():  # complex -> real warns; verification refuses it with a reason
+            warnings.simplefilter("ignore")
+            return value.to(dtype)
+
+
+def commit(pending: Pending, *, compare: bool, unchanged: Callable[[], None]) -> None:
+    """Copy all, and compare each with its value while the cache still has it.
+
+    Every way to fail was ruled out before: shapes, dtypes, layouts, code of the model, memory, signals. What
+    was overwritten is gone, so if the impossible happens the way to a whole model is on: all is copied again,
+    and only then is an interruption passed on. ``unchanged`` raises when a file that values are mapped from
+    was written; that, or a tensor without its value, is a :class:`VerifyError`. It takes somebody who edits
+    the file in place at this very moment.
+    """
+    interrupted: BaseException | None = None
+    differing: list[str] = []
+    for _ in range(ATTEMPTS):
+        try:
+            differing = _copied(pending, compare)
+            break
+        except BaseException as error:
+            interrupted = error
+    else:
+        raise ApplyError(f"{MIXED}: {type(interrupted).__name__}: {interrupted}") from interrupted
+    if differing:
+        raise VerifyError(f"{MIXED}: {listing(differing)} changed while they were loaded")
+    try:
+        unchanged()
+    except ReadError as error:
+        raise VerifyError(f"{MIXED}: {error}") from error
+    if interrupted is not None and not isinstance(interrupted, Exception):
+        raise interrupted
+
+
+def _copied(pending: Pending, compare: bool) -> list[str]:
+    """Copies all; the keys whose tensors do not hold their values then."""
+    import torch
+
+    differing = []
+    with torch.no_grad():
+        for key, tensor in pending.tensors.items():
+            tensor.copy_(pending.values[key])
+            if compare and not same_bits(tensor.detach(), pending.cast(key)):
+                differing.append(key)
+    return differing

@@ -1,0 +1,84 @@
+"""A file as copy-on-write memory, and where mapping one is a good idea.
+
+A mapped tensor costs neither time nor memory before it is used, and writing to it never reaches the file.
+Two dangers remain, because the pages that were not written yet are the file's: a file that is edited in
+place shows through, and one that is truncated ends the process (SIGBUS). Replacing it by a rename, as
+every careful writer does, is safe.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from functools import cache
+from typing import TYPE_CHECKING
+
+from ckptdoctor.formats.base import StorageRef
+
+if TYPE_CHECKING:
+    import torch
+
+# File systems (as /proc/self/mountinfo names them) whose files other machines write, or that read slowly
+# and page by page through a mapping. FUSE is here as a whole: most of it is sshfs and object stores.
+REMOTE = (
+    "nfs", "cifs", "smb", "fuse", "lustre", "ceph", "gpfs", "glusterfs", "afs", "9p", "beegfs", "wekafs",
+    "orangefs", "pvfs", "ocfs2", "gfs2", "vboxsf", "prl_fs", "vmhgfs", "drvfs", "virtiofs",
+)  # fmt: skip
+ALIGNED = 8  # bytes; torch's own readers ask for no more
+
+
+class FileMap:
+    """One whole file, mapped privately; it stays mapped as long as a tensor over it lives."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        if hasattr(mmap, "MAP_NORESERVE"):  # or a file larger than the memory could not be mapped
+            flags = mmap.MAP_PRIVATE | mmap.MAP_NORESERVE
+            self._memory = mmap.mmap(descriptor, size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+        else:
+            self._memory = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+
+    def storage(self, offset: int, nbytes: int) -> torch.UntypedStorage:
+        """The memory of these bytes."""
+        import torch
+
+        return torch.frombuffer(
+            self._memory, dtype=torch.uint8, count=nbytes, offset=offset
+        ).untyped_storage()
+
+
+def can_map(ref: StorageRef, itemsize: int, byteorder: str) -> bool:
+    """Whether the bytes in the file are those of the tensor, where it can use them."""
+    return (
+        not ref.compression
+        and ref.inline is None
+        and ref.nbytes > 0
+        and (ref.byteorder == byteorder or itemsize == 1)
+        and (ref.offset % ALIGNED == 0 or ref.offset % itemsize == 0)
+    )
+
+
+def is_local(path: str) -> bool | None:
+    """Whether the file is on a disk of this machine; None where that is not known. Only Linux tells."""
+    mounts = _mounts()
+    place = os.path.realpath(path)
+    while place not in mounts:
+        above = os.path.dirname(place)
+        if above == place:
+            return None
+        place = above
+    return not mounts[place].startswith(REMOTE)
+
+
+@cache
+def _mounts() -> dict[str, str]:
+    """Mount point -> type of file system; proc(5), mountinfo."""
+    found = {}
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                fields = line.split(" ")
+                point = fields[4].encode().decode("unicode_escape") if "\\" in fields[4] else fields[4]
+                found[point] = fields[fields.index("-") + 1]
+    except (OSError, ValueError, IndexError):
+        return {}
+    return found

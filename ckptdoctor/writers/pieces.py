@@ -1,0 +1,65 @@
+"""What a new file is made of: for each key bytes to copy from another file, or a tensor to make."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ckptdoctor.errors import ApplyError
+from ckptdoctor.formats.tensors import Span
+from ckptdoctor.trees import DTYPE_SIZES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """One tensor of a new file: contiguous, little-endian; copied from ``span`` where there is one."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    span: Span | None = None
+    make: Callable[[], Tensor] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        count = DTYPE_SIZES[self.dtype]
+        for size in self.shape:
+            count *= size
+        return count
+
+    def content(self) -> memoryview:
+        """The bytes of a tensor that is made; it lives as long as the view."""
+        assert self.make is not None
+        tensor = self.make()
+        if tuple(tensor.shape) != self.shape or str(tensor.dtype) != f"torch.{self.dtype}":
+            raise ApplyError(f"a tensor is {tensor.dtype}{list(tensor.shape)}, due {self.dtype}{self.shape}")
+        return bytes_of(tensor.detach().cpu().contiguous())
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All of a new file. One piece under several keys is one tensor in the file, where it can be."""
+
+    pieces: Mapping[str, Piece]
+    versions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # `_metadata` by module path
+    objects: Mapping[str, object] = field(default_factory=dict)  # extra state that is no tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pieces, one that has several keys counted once."""
+        return sum(p.nbytes for p in dict.fromkeys(self.pieces.values()))
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, which stays alive with the view."""
+    count = tensor.numel() * tensor.element_size()
+    if not count:
+        return memoryview(b"")
+    array = (ctypes.c_char * count).from_address(tensor.data_ptr())
+    array.tensor = tensor  # type: ignore[attr-defined]
+    return memoryview(array).cast("B")

@@ -1,0 +1,186 @@
+"""Filling a new file: headers and tensors go to places known beforehand, by a few threads.
+
+Each thread has a run of consecutive places. Small ones are gathered into one write; large ones go through
+a buffer that stays in the processor's cache, and are summed on the way. Nothing else is kept in memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ckptdoctor.errors import ReadError
+from ckptdoctor.formats.blobs import Files, read_at
+from ckptdoctor.formats.checksum import crc32
+from ckptdoctor.formats.parallel import MOST, in_threads
+from ckptdoctor.formats.source import corrupt
+from ckptdoctor.formats.words import show
+from ckptdoctor.writers.pieces import Piece
+
+BLOCK = 1 << 18  # bytes: larger ones leave the cache, smaller ones cost system calls
+
+_UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+
+Tail = Callable[[int], bytes]  # CRC-32 of the piece -> what follows it
+OnBytes = Callable[[int], None]
+
+
+class Place(NamedTuple):
+    """Consecutive bytes of the new file: ``head``, the piece, and what ``tail`` makes of its checksum."""
+
+    offset: int
+    head: bytes
+    piece: Piece | None = None
+    tail: Tail | None = None
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Reserve the space, so that a full disk is known now and the file is laid out in one go."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+    os.truncate(descriptor, size)
+
+
+def fill_places(
+    descriptor: int, places: Sequence[Place], files: Files, on_bytes: OnBytes | None = None
+) -> list[int]:
+    """Write all; the CRC-32 of each piece (0 where there is none), in order.
+
+    Raises ReadError when a source is not what it was, CorruptCheckpointError when its checksum does not
+    fit, OSError, or what making a tensor raises.
+    """
+    total = sum(_size(p) for p in places)
+    runs = list(_runs(places, total))
+    job = _Job(descriptor, files, on_bytes)
+    for place in places:  # opened here: `Files` is not made for several threads
+        if place.piece is not None and place.piece.span is not None:
+            files.descriptor(place.piece.span.file)
+    sums: list[int] = []
+    for found in in_threads(job.run, runs, total, stop=job.stop):
+        sums += found
+    return sums
+
+
+def _size(place: Place) -> int:
+    return len(place.head) + (place.piece.nbytes if place.piece else 0)
+
+
+def _runs(places: Sequence[Place], total: int) -> list[Sequence[Place]]:
+    """Consecutive places for each thread, about equally large; more runs than threads, for balance."""
+    due = max(total // (MOST * 4), 4 << 20)
+    runs, first, size = [], 0, 0
+    for at, place in enumerate(places):
+        size += _size(place)
+        if size >= due:
+            runs.append(places[first : at + 1])
+            first, size = at + 1, 0
+    return [*runs, places[first:]] if first < len(places) else runs
+
+
+class _Job:
+    """What the threads share."""
+
+    def __init__(self, descriptor: int, files: Files, on_bytes: OnBytes | None) -> None:
+        self.descriptor = descriptor
+        self.files = files
+        self.stop = threading.Event()
+        self.making = threading.Lock()  # one tensor at a time: readers know no threads, and memory is dear
+        self.on_bytes = on_bytes
+
+    def run(self, places: Sequence[Place]) -> list[int]:
+        writer = _Writer(self, places[0].offset)
+        sums = []
+        for place in places:
+            writer.write(place.head)
+            crc = 0
+            if place.piece is not None and place.piece.nbytes:
+                crc = self.one(writer, place.piece)
+            if place.tail is not None:
+                writer.write(place.tail(crc))
+            sums.append(crc)
+        writer.flush()
+        return sums
+
+    def one(self, writer: _Writer, piece: Piece) -> int:
+        if piece.span is None:
+            with self.making:
+                content = piece.content()
+                writer.write(content)
+                writer.flush()
+                return crc32(content)
+        crc = writer.copy(piece)
+        if piece.span.crc not in (None, crc):
+            raise corrupt(piece.span.file, f"the bytes at {piece.span.offset} do not fit their checksum")
+        return crc
+
+
+class _Writer:
+    """Writes at ``offset`` and onwards."""
+
+    def __init__(self, job: _Job, offset: int) -> None:
+        self._job = job
+        self._offset = offset  # of what is in the buffer
+        self._small = bytearray()
+        self._large: memoryview | None = None
+
+    def write(self, data: bytes | memoryview) -> None:
+        if len(data) >= BLOCK:
+            self.flush()
+            self._put(memoryview(data))
+            return
+        self._small += data
+        if len(self._small) >= BLOCK:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._small:
+            self._put(memoryview(self._small))
+            self._small = bytearray()
+
+    def copy(self, piece: Piece) -> int:
+        assert piece.span is not None
+        source, offset, left = piece.span.file, piece.span.offset, piece.nbytes
+        descriptor = self._job.files.descriptor(source)
+        if left < BLOCK // 2:
+            data = memoryview(bytearray(left))
+            _read(descriptor, data, offset, source)
+            self.write(data)
+            return crc32(data)
+        self.flush()
+        if self._large is None:
+            self._large = memoryview(bytearray(BLOCK))
+        crc = 0
+        while left:
+            # Up to a multiple of BLOCK in the new file: file systems copy whole pages faster.
+            chunk = self._large[: min(left, BLOCK - self._offset % BLOCK)]
+            _read(descriptor, chunk, offset, source)
+            crc = crc32(chunk, crc)
+            self._put(chunk)
+            offset, left = offset + len(chunk), left - len(chunk)
+        return crc
+
+    def _put(self, data: memoryview) -> None:
+        if self._job.stop.is_set():
+            raise InterruptedError("another thread has failed")
+        count = len(data)
+        while data:
+            done = os.pwrite(self._job.descriptor, data[: 4 * BLOCK], self._offset)
+            data, self._offset = data[done:], self._offset + done
+        if self._job.on_bytes is not None:
+            self._job.on_bytes(count)
+
+
+def _read(descriptor: int, into: memoryview, offset: int, path: str) -> None:
+    while into:
+        count = read_at(descriptor, into, offset)
+        if not count:
+            raise ReadError(f"{show(path)}: became shorter since it was inspected; try again")
+        into, offset = into[count:], offset + count

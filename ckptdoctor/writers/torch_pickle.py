@@ -1,0 +1,105 @@
+"""The ``data.pkl`` of a state dict, as ``torch.save`` writes it: protocol 2, without pickling anything.
+
+The opcodes are those of ``Lib/pickletools.py``, the calls those of ``torch/_utils.py``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+
+# What torch has a storage class for; all else is an UntypedStorage and a dtype (``_rebuild_tensor_v3``).
+STORAGES = {
+    "float64": "DoubleStorage", "float32": "FloatStorage", "float16": "HalfStorage",
+    "bfloat16": "BFloat16Storage", "int64": "LongStorage", "int32": "IntStorage", "int16": "ShortStorage",
+    "int8": "CharStorage", "uint8": "ByteStorage", "bool": "BoolStorage",
+    "complex64": "ComplexFloatStorage", "complex128": "ComplexDoubleStorage",
+}  # fmt: skip
+
+Entry = tuple[str, str, tuple[int, ...], str, int]  # key, dtype, shape, storage key, its bytes
+
+
+class _Pickle:
+    def __init__(self) -> None:
+        self.out = bytearray(b"\x80\x02")
+        self._memo: dict[bytes, bytes] = {}
+        self._tensors: dict[tuple[str, tuple[int, ...]], tuple[bytes, bytes]] = {}
+
+    def once(self, opcodes: bytes) -> bytes:
+        """The opcodes, and how to get the same object again from the second time on."""
+        known = self._memo.get(opcodes)
+        if known is not None:
+            return known
+        index = len(self._memo)
+        put, get = (b"q%c", b"h%c") if index < 256 else (b"r", b"j")
+        number = b"" if index < 256 else struct.pack("<I", index)
+        self._memo[opcodes] = get % index if index < 256 else get + number
+        return opcodes + (put % index if index < 256 else put + number)
+
+    def call(self, module: str, name: str) -> bytes:
+        return self.once(f"c{module}\n{name}\n".encode())
+
+    def ordered_dict(self) -> bytes:
+        return self.call("collections", "OrderedDict") + b")R"
+
+    def tensor(self, entry: Entry, itemsize: int) -> None:
+        _, dtype, shape, storage, nbytes = entry
+        typed = STORAGES.get(dtype)
+        rebuild = self.call("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
+        kind = self.call("torch", typed) if typed else self.call("torch.storage", "UntypedStorage")
+        self.out += rebuild + b"((" + self.once(_text("storage")) + kind + _text(storage)
+        self.out += self.once(_text("cpu")) + _int(nbytes // itemsize if typed else nbytes) + b"tQK\x00"
+        self.out += _ints(shape) + _ints(_strides(shape)) + b"\x89" + self.ordered_dict()
+        self.out += (b"" if typed else self.call("torch", dtype)) + b"tR"
+
+
+def state_dict_pickle(
+    entries: Iterable[tuple[Entry, int]], versions: Mapping[str, Mapping[str, int]]
+) -> bytes:
+    """An OrderedDict of tensors; ``versions`` become its ``_metadata``. Entries come with an item's bytes."""
+    pickle = _Pickle()
+    pickle.out += pickle.ordered_dict() + b"("
+    for entry, itemsize in entries:
+        pickle.out += _text(entry[0])
+        pickle.tensor(entry, itemsize)
+    pickle.out += b"u"
+    if versions:
+        pickle.out += b"}" + _text("_metadata") + pickle.ordered_dict() + b"("
+        for path, facts in versions.items():
+            pickle.out += _text(path) + b"}("
+            for name, value in facts.items():
+                pickle.out += _text(name) + _int(value)
+            pickle.out += b"u"
+        pickle.out += b"usb"
+    return bytes(pickle.out + b".")
+
+
+def _text(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _int(value: int) -> bytes:
+    if 0 <= value < 1 << 8:
+        return b"K%c" % value
+    if 0 <= value < 1 << 16:
+        return b"M" + struct.pack("<H", value)
+    if -(1 << 31) <= value < 1 << 31:
+        return b"J" + struct.pack("<i", value)
+    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a%c" % len(data) + data
+
+
+def _ints(values: tuple[int, ...]) -> bytes:
+    if len(values) < 4:
+        return b"".join(map(_int, values)) + (b")", b"\x85", b"\x86", b"\x87")[len(values)]
+    return b"(" + b"".join(map(_int, values)) + b"t"
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))

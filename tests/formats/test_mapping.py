@@ -1,0 +1,207 @@
+"""Tensors that are the mapped file: the same values, no writes to the file, and when nothing is mapped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import ckptdoctor as ckd
+from ckptdoctor.errors import CorruptCheckpointError, ReadError
+from ckptdoctor.formats import mapping, open_checkpoint, parallel
+from ckptdoctor.formats.tensors import TensorReader, model_reader
+
+STATE = {
+    "a": torch.arange(12.0).reshape(3, 4),
+    "b": torch.arange(7, dtype=torch.int64),
+    "c": torch.ones(3, dtype=torch.bfloat16),
+    "empty": torch.zeros(0, 4),
+    "flag": torch.tensor([True, False, True]),
+}
+
+
+def saved(folder: Path, kind: str) -> Path:
+    path = folder / f"model.{kind}"
+    if kind == "safetensors":
+        save_file(STATE, path)
+    else:
+        torch.save(STATE, path, _use_new_zipfile_serialization=kind != "legacy")
+    return path
+
+
+def opened(path: Path, **kwargs: bool) -> TensorReader:
+    archive = open_checkpoint(path)
+    return TensorReader(archive, archive.state_dicts[0], **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["pth", "legacy", "safetensors"])
+def test_mapped_tensors_have_the_same_values_and_never_reach_the_file(tmp_path: Path, kind: str) -> None:
+    path = saved(tmp_path, kind)
+    before = path.read_bytes()
+    read = opened(path, mapped=True)
+    read.check(STATE)
+    for key, value in STATE.items():
+        found = read(key)
+        assert torch.equal(found, value) and found.dtype == value.dtype
+        found.zero_()
+    assert path.read_bytes() == before
+    assert torch.equal(opened(path, mapped=True)("a"), STATE["a"])
+
+
+def test_a_safetensors_payload_without_alignment_is_read_and_not_mapped(tmp_path: Path) -> None:
+    header = b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    for pad in range(8):
+        path = tmp_path / f"{pad}.safetensors"
+        text = header + b" " * pad
+        path.write_bytes(len(text).to_bytes(8, "little") + text + torch.tensor([1.0, 2.0]).numpy().tobytes())
+        found = opened(path, mapped=True)("x")
+        assert found.tolist() == [1, 2] and found.data_ptr() % 4 == 0
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_bad_checksum_is_found_by_threads_too(tmp_path: Path, mapped: bool, monkeypatch) -> None:
+    monkeypatch.setattr(parallel, "WORTHWHILE", 0)
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: 3)
+    path = tmp_path / "a.pth"
+    torch.save({f"w{i}": torch.full((100,), float(i)) for i in range(9)}, path)
+    raw = bytearray(path.read_bytes())
+    at = raw.rfind(torch.full((100,), 5.0).numpy().tobytes())
+    raw[at + 7] ^= 1
+    path.write_bytes(raw)
+    read = opened(path, mapped=mapped)
+    with pytest.raises(CorruptCheckpointError, match=r"`?w5`?"):
+        read.prepare([f"w{i}" for i in range(9)])
+
+
+def test_reading_ahead_gives_private_tensors(tmp_path: Path) -> None:
+    path = saved(tmp_path, "pth")
+    read = opened(path)
+    read.read_ahead(STATE)
+    path.unlink()
+    assert all(torch.equal(read(key), value) for key, value in STATE.items())
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_file_that_was_written_since_it_was_inspected_is_refused(tmp_path: Path, mapped: bool) -> None:
+    path = saved(tmp_path, "pth")
+    read = opened(path, mapped=mapped)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ReadError, match="was written since it was inspected"):
+        read("a")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "local"),
+    [
+        ({"/": "ext4"}, True),
+        ({"/": "nfs4"}, False),
+        ({"/": "ext4", "/data": "fuse.sshfs"}, False),
+        ({"/": "nfs", "/data": "xfs"}, True),
+        ({}, None),
+    ],
+)
+def test_what_is_local_is_told_by_the_nearest_mount(monkeypatch, kinds, local) -> None:
+    monkeypatch.setattr(mapping, "_mounts", lambda: kinds)
+    assert mapping.is_local("/data/x/model.pth") is local
+
+
+@pytest.mark.parametrize(
+    ("kind", "lasting", "private", "mapped"),
+    [
+        ("ext4", True, False, True),
+        ("ext4", True, True, False),
+        ("ext4", False, True, True),
+        ("nfs4", True, False, False),
+        ("nfs4", False, False, False),
+        ("", True, False, False),
+        ("", False, False, True),
+    ],
+)
+def test_what_is_mapped(tmp_path: Path, monkeypatch, kind, lasting, private, mapped) -> None:
+    monkeypatch.setattr(mapping, "_mounts", lambda: {"/": kind} if kind else {})
+    archive = open_checkpoint(saved(tmp_path, "pth"))
+    made = model_reader(archive, archive.state_dicts[0], lasting=lasting, private=private, check_crc=True)
+    assert made.mapped is mapped
+
+
+def _edited(path: Path) -> None:
+    raw = path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(b"\xff" * len(raw))
+
+
+def test_a_materialised_model_and_one_that_had_memory_do_not_depend_on_the_file(tmp_path: Path) -> None:
+    torch.save({"module.weight": torch.ones(3, 2), "module.bias": torch.ones(3)}, tmp_path / "a.pth")
+    with torch.device("meta"):
+        made = nn.Linear(2, 3)
+    real = nn.Linear(2, 3)
+    ckd.auto_load(made, tmp_path / "a.pth", materialise=True)
+    ckd.auto_load(real, tmp_path / "a.pth")
+    _edited(tmp_path / "a.pth")
+    for model in (made, real):
+        assert torch.equal(model.weight, torch.ones(3, 2)) and torch.equal(model.bias, torch.ones(3))
+
+
+def test_without_verification_a_flipped_bit_passes_and_the_receipt_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"weight": torch.ones(3, 2), "bias": torch.ones(3)}, path)
+    raw = bytearray(path.read_bytes())
+    raw[raw.find(torch.ones(3, 2).numpy().tobytes())] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CorruptCheckpointError):
+        ckd.auto_load(nn.Linear(2, 3), path)
+    receipt = ckd.auto_load(nn.Linear(2, 3), path, verify=False)
+    assert not receipt.verified and "not verified, as asked" in str(receipt)
+    assert ckd.auto_load(nn.Linear(2, 3), path, verify=False).to_dict()["verified"] is False
+
+
+def test_without_verification_a_cast_that_loses_values_is_still_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.full((3, 2), 1e9), "bias": torch.ones(3)}, tmp_path / "a.pth")
+    model = nn.Linear(2, 3).half()
+    before = model.weight.detach().clone()
+    with pytest.raises(ckd.CkptDoctorError, match="loses values"):
+        ckd.auto_load(model, tmp_path / "a.pth", verify=False)
+    assert torch.equal(model.weight, before)
+
+
+MEMORY = """
+    import sys, torch
+    import ckptdoctor as ckd
+    from importlib import import_module
+    from torch import nn
+    commit, replay = map(import_module, ("ckptdoctor.apply.commit", "ckptdoctor.verify.replay"))
+
+    def private():
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+    most, compare = 0.0, commit.same_bits
+    def watched(a, b):
+        global most
+        most = max(most, private())
+        return compare(a, b)
+    model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(24)))
+    ckd.auto_load(nn.Linear(2, 2), sys.argv[2])  # imports
+    commit.same_bits = replay.same_bits = watched
+    before = private()
+    ckd.auto_load(model, sys.argv[1])
+    print(most - before)
+"""
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["copied", "cast"])
+def test_a_load_needs_no_more_private_memory_than_the_model_and_a_tensor(tmp_path: Path, half: bool) -> None:
+    state = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(24))).state_dict()
+    rows = {f"module.{k}": v.half() if half else v for k, v in state.items()}
+    torch.save(rows, tmp_path / "a.pth")
+    torch.save({f"module.{k}": v for k, v in nn.Linear(2, 2).state_dict().items()}, tmp_path / "b.pth")
+    command = [sys.executable, "-c", textwrap.dedent(MEMORY), tmp_path / "a.pth", tmp_path / "b.pth"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 32, "MB beside a model of 96 MB with tensors of 4 MB"
