@@ -72,6 +72,15 @@ class FdetRNet(nn.Module):
         self.conv5_1, self.conv5_2 = nn.Linear(128, 2), nn.Linear(128, 4)
 
 
+class TrunkRNet(nn.Module):
+    """fdet's refinement network under names that no recipe knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        theirs = FdetRNet()
+        self.trunk, self.conv5_1, self.conv5_2 = theirs.features, theirs.conv5_1, theirs.conv5_2
+
+
 class FdetPNet(nn.Module):
     """fdet's proposal network."""
 

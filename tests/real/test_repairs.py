@@ -50,32 +50,47 @@ def test_pnet_takes_the_names_that_fdet_gave_it(real: Real) -> None:
     assert_same(model, torch_load(real(FDET.format("pnet"))))
 
 
-def test_the_weight_behind_a_flatten_is_never_called_safe_without_a_word(real: Real) -> None:
-    """`dense4` -> `features.conv4` fits by shape and is wrong: its columns go from (W, H, C) to (C, W, H)."""
+def test_the_weight_behind_a_flatten_is_moved_where_both_families_are_known(real: Real) -> None:
+    """`dense4` -> `features.conv4`: its columns go from (W, H, C) to (C, W, H), which no shape shows."""
     model = models.FdetRNet()
+    path = real(FACENET.format("rnet"))
+    found = ckptdoctor.diagnose(model, path)
+    (moved,) = [m for m in found.alignment.matches.values() if m.ops]
+    assert (moved.target, moved.sources) == ("features.conv4.weight", ("dense4.weight",))
+    assert moved.ops == ("flatten_order(1;whc;3,3,64;cwh)",)
+    assert not found.alignment.questions and not found.alignment.warnings
+    ckptdoctor.auto_load(model, path)
+    assert_same(model, torch_load(real(FDET.format("rnet"))))
+
+
+def test_the_weight_behind_a_flatten_is_never_called_safe_without_a_word(real: Real) -> None:
+    """`dense4` -> `trunk.conv4` fits by shape and is wrong, and no recipe knows the names."""
+    model = models.TrunkRNet()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     found = ckptdoctor.diagnose(model, real(FACENET.format("rnet")))
     said = [*found.alignment.warnings]
     said += [f"{q.title} {q.targets} {q.sources} {q.notes}" for q in found.alignment.questions]
-    assert any("dense4" in text or "features.conv4" in text for text in said), said
+    assert any("dense4" in text or "trunk.conv4" in text for text in said), said
     for key, match in found.alignment.matches.items():
         if match.status == "safe":
-            assert [renamed(source, RNET) for source in match.sources] == [key]
+            due = [renamed(source, RNET).replace("features", "trunk") for source in match.sources]
+            assert due == [key]
     if found.verdict == "undecided":
         with pytest.raises(ckptdoctor.CkptDoctorError):
             ckptdoctor.auto_load(model, real(FACENET.format("rnet")))
         assert_same(model, before)
     else:
         receipt = ckptdoctor.auto_load(model, real(FACENET.format("rnet")))
-        assert "features.conv4" in str(receipt) and receipt.to_dict()["warnings"]
+        assert "trunk.conv4" in str(receipt) and receipt.to_dict()["warnings"]
         theirs = torch_load(real(FDET.format("rnet")))
+        theirs = {key.replace("features", "trunk"): value for key, value in theirs.items()}
         differs = [key for key, value in model.state_dict().items() if not torch.equal(value, theirs[key])]
-        assert differs == ["features.conv4.weight"]
+        assert differs == ["trunk.conv4.weight"]
 
 
 def test_the_warning_goes_with_the_plan_wherever_it_goes(real: Real, cli: Run, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(Path(models.__file__).read_text())
-    args = (tmp_path / "model.py:FdetRNet", real(FACENET.format("rnet")))
+    args = (tmp_path / "model.py:TrunkRNet", real(FACENET.format("rnet")))
     plan, out = tmp_path / "plan.toml", tmp_path / "out.pth"
     for done in (
         cli("diagnose", *args),
@@ -84,7 +99,7 @@ def test_the_warning_goes_with_the_plan_wherever_it_goes(real: Real, cli: Run, t
         cli("repair", *args, "-o", out),
         cli("apply", plan, "-o", out),
     ):
-        assert "features.conv4" in done.stdout + done.stderr and "flatten" in done.stdout + done.stderr
+        assert "trunk.conv4" in done.stdout + done.stderr and "flatten" in done.stdout + done.stderr
     assert "flatten" in plan.read_text()
 
 

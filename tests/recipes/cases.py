@@ -14,7 +14,7 @@ from torch.nn.functional import gelu
 from tests.recipes.applier import convert
 from tests.recipes.models import dinov2 as dinov2_model
 from tests.recipes.models import lens as lens_model
-from tests.recipes.models import litgpt_layernorm, llamas
+from tests.recipes.models import litgpt_layernorm, llamas, megatron_gpt
 from tests.recipes.models import swin as swin_model
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 0]])
@@ -259,6 +259,29 @@ def dinov2(recipe: str, b: Transformers) -> Case:
     )
 
 
+MEGATRON_NORMS = ("input_norm", "post_attention_norm", "final_norm")
+
+
+def megatron(version: int, recipe: str = "megatron-gpt2", **names: str) -> Case:
+    gpt2 = Transformers("GPT2Model", n_embd=48, n_inner=40, n_layer=2, n_head=6, vocab_size=11, n_positions=9)
+
+    def a(state: dict[str, Tensor]) -> Tensor:
+        return megatron_gpt.forward(state, IDS, 6, version, **names)
+
+    def b(state: dict[str, Tensor]) -> Tensor:
+        return gpt2.run(state, IDS).last_hidden_state
+
+    facts = {"num_attention_heads": 6, "checkpoint_version": version}
+    return Case(recipe, f"checkpoint_version {version}", a, b, gpt2.state, facts, skip=MEGATRON_NORMS)
+
+
+def codegen() -> Case:
+    config = {"n_embd": 48, "n_inner": 40, "n_layer": 2, "n_head": 4, "rotary_dim": 6, "n_positions": 9}
+    config |= {"vocab_size": 11, "tie_word_embeddings": False}
+    a, b = (Transformers(f"{name}ForCausalLM", **config) for name in ("CodeGen", "GPTJ"))
+    return Case("codegen-gptj", "partial rotary", a, b, b.state, {}, "transformer.", "transformer.")
+
+
 CASES = [
     llama("llama-meta", llamas.meta, "grouped queries"),
     llama("llama-meta", llamas.meta, "Mistral with its own head size", "Mistral", head_dim=12),
@@ -350,4 +373,18 @@ CASES = [
     swin("swin-openmmlab-timm", "a classifier", swin_model.TIMM, "head.fc"),
     dinov2("dinov2-giant", Transformers("Dinov2Model", **DINO_CONFIG)),
     dinov2("dinov2-giant-transformers-4", Written("Dinov2Model", **DINO_CONFIG)),
+    *(megatron(version) for version in range(4)),
+    megatron(0, "megatron-gpt2-2", trunk="transformer", attn="attention"),
+    codegen(),
+    llama(
+        "chatglm-glm",
+        llamas.chatglm,
+        "grouped queries",
+        "Glm",
+        root_a="transformer.",
+        head_dim=8,
+        pad_token_id=None,
+        attention_bias=True,
+        plain=True,
+    ),
 ]

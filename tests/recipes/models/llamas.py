@@ -2,7 +2,8 @@
 
 Sources: Meta's `llama3/model.py` (llama_models 0.3), LitGPT 0.5.13 `model.py`, gpt-fast `model.py`,
 torchtune 0.6.1 `modules/attention.py`, `modules/position_embeddings.py`, `models/qwen2/_positional_embeddings.py`,
-InternLM2 `modeling_internlm2.py`, Qwen `modeling_qwen.py`, megatron-core 0.11 `transformer/attention.py`, `mlp.py`.
+InternLM2 `modeling_internlm2.py`, Qwen `modeling_qwen.py`, megatron-core 0.11 `transformer/attention.py`, `mlp.py`,
+ChatGLM3 `modeling_chatglm.py`.
 """
 
 from collections.abc import Callable
@@ -160,6 +161,18 @@ MEGATRON = Names(
     "decoder.final_layernorm.weight",
     "output_layer",
 )
+CHATGLM = Names(
+    "transformer.embedding.word_embeddings.weight",
+    "transformer.encoder.layers.{}.",
+    "input_layernorm.weight",
+    "self_attention.dense",
+    "post_attention_layernorm.weight",
+    "mlp.dense_h_to_4h",
+    "",
+    "mlp.dense_4h_to_h",
+    "transformer.encoder.final_layernorm.weight",
+    "transformer.output_layer",
+)
 MEGATRON_LOCAL = replace(MEGATRON, norm_1="input_layernorm.weight", norm_2="pre_mlp_layernorm.weight")
 
 
@@ -201,3 +214,9 @@ def megatron(state, ids, names=MEGATRON, **dims):
 
 def megatron_local(state, ids, **dims):
     return megatron(state, ids, MEGATRON_LOCAL, **dims)
+
+
+def chatglm(state, ids, **dims):
+    """Half of each head's rows are rotary."""
+    qkv = joined("self_attention.query_key_value", **dims)
+    return forward(state, ids, CHATGLM, qkv, lambda x, theta: turn_pairs(x, theta, x.shape[-1] // 2))
