@@ -18,7 +18,24 @@ from ckptdoctor.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ckptdoctor.receipt import Receipt
+
+
+def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a file is written: ``--no-verify``, ``--max-shard-size``."""
+    command = click.option(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="Write several files of at most SIZE (5GB) and their index.",
+    )(command)
+    return click.option(
+        "--verify/--no-verify",
+        default=True,
+        show_default=True,
+        help="Read the new file back and compare every bit.",
+    )(command)
 
 
 @click.command(short_help="Write a file that loads strictly: plan and apply.")
@@ -27,9 +44,19 @@ if TYPE_CHECKING:
 @model_options
 @decision_options
 @out_option("Where to write: .pth or .safetensors.", required=True)
+@writing_options
 @format_option("text", "json")
 @verbose_option
-def repair(model: str, checkpoint: str, out: str, form: str, verbose: bool, **options: Any) -> int:
+def repair(
+    model: str,
+    checkpoint: str,
+    out: str,
+    verify: bool,
+    max_shard_size: str | None,
+    form: str,
+    verbose: bool,
+    **options: Any,
+) -> int:
     """Write a file that loads strictly into MODEL with torch alone: plan and apply in one.
 
     Only when everything is safe or decided; else the questions are on stderr, nothing is written, exit 1.
@@ -37,14 +64,24 @@ def repair(model: str, checkpoint: str, out: str, form: str, verbose: bool, **op
     from ckptdoctor.api import write_diagnosed
     from ckptdoctor.cli.examining import examine
     from ckptdoctor.cli.output import explain_refusal
+    from ckptdoctor.cli.progress import progress
 
     refuse_input(out, checkpoint)
     found = examine(model, checkpoint, options)
     if found.verdict not in ("compatible", "repairable") or found.plan is None:
         explain_refusal(found, verbose, options["kwargs"])
         return 1
-    kwargs, timeout = kwargs_of(options["kwargs"]), options["timeout"]
-    _show(write_diagnosed(found, out, kwargs=kwargs, timeout=timeout), form)
+    with progress(f"writing {os.path.basename(out)}") as tell:
+        receipt = write_diagnosed(
+            found,
+            out,
+            kwargs=kwargs_of(options["kwargs"]),
+            timeout=options["timeout"],
+            verify=verify,
+            max_shard_size=max_shard_size,
+            progress=tell,
+        )
+    _show(receipt, form)
     return 0
 
 
@@ -54,6 +91,7 @@ def repair(model: str, checkpoint: str, out: str, form: str, verbose: bool, **op
 @click.option("--model", default=None, metavar="MODEL", help="The model, if not the one that the plan names.")
 @model_options
 @out_option("Where to write: .pth or .safetensors.", required=True)
+@writing_options
 @format_option("text", "json")
 @verbose_option
 def apply(
@@ -63,6 +101,8 @@ def apply(
     kwargs: str,
     timeout: float,
     out: str,
+    verify: bool,
+    max_shard_size: str | None,
     form: str,
     verbose: bool,
 ) -> int:
@@ -72,12 +112,24 @@ def apply(
     """
     from ckptdoctor.api import apply as run
     from ckptdoctor.api import read_plan
+    from ckptdoctor.cli.progress import progress
 
     parsed = read_plan(plan)
     path = checkpoint or beside(parsed.source.file, plan)
     refuse_input(out, path)
     refuse_input(out, plan)
-    receipt = run(parsed, path, out=out, model=model, kwargs=kwargs_of(kwargs), timeout=timeout)
+    with progress(f"writing {os.path.basename(out)}") as tell:
+        receipt = run(
+            parsed,
+            path,
+            out=out,
+            model=model,
+            kwargs=kwargs_of(kwargs),
+            timeout=timeout,
+            verify=verify,
+            max_shard_size=max_shard_size,
+            progress=tell,
+        )
     _show(receipt, form)
     return 0
 
