@@ -15,7 +15,7 @@ from ckptdoctor.align import facts
 from ckptdoctor.align.chosen import is_declared
 from ckptdoctor.align.expressions import UnevenError, UnknownValueError, names_in, substitute
 from ckptdoctor.align.model import Choice, Match, Question
-from ckptdoctor.align.quantities import Values, solve_values
+from ckptdoctor.align.quantities import Values, solve_values, sufficient
 from ckptdoctor.align.recipe import Family, Pairing, Recipe, recipes
 from ckptdoctor.errors import PlanError
 from ckptdoctor.keys.capture import Binding, capture
@@ -119,11 +119,11 @@ class Crossing:
     open: dict[str, Choice] = field(default_factory=dict)  # the same where a value is not known
     lost: dict[str, str] = field(default_factory=dict)  # model key -> why no op makes it
     needs: set[str] = field(default_factory=set)  # values that are not known
-    conflict: str = ""
+    values: Values = field(default_factory=lambda: Values({}, {}))
 
     def work_out(self, values: Values) -> bool:
         """Whether the recipe explains both trees; then claims, open keys and lost ones are filled in."""
-        self.conflict = values.conflict
+        self.values = values
         pairs = self.recipe.pairs
         mine = self.source.bindings([p.left[0] for p in pairs], self.roots[0])
         theirs = self.target.bindings([p.right[0] for p in pairs], self.roots[1])
@@ -150,7 +150,7 @@ class Crossing:
         )
 
     def _claim(self, target: str, sources: tuple[str, ...], text: str, values: Values) -> bool:
-        why = f"recipe {self.recipe.name}: {self.recipe.note}" if text else f"recipe {self.recipe.name}"
+        why = self.recipe.note if text else ""
         try:
             chain = parse_chain(substitute(text, values.known, values.look))
             made = chain.out_shape([self.source.tree[s].shape for s in sources])
@@ -217,12 +217,14 @@ def _settle(state: State, whole: list[Crossing]) -> None:
             if all((choice.sources, choice.ops) != (c.sources, c.ops) for c in ways[key]):
                 ways[key].append(choice)
     unknown = {k for c in whole for k in c.open}
+    names = {k: c.recipe.name for c in reversed(whole) for k in (*c.claims, *c.open)}
     for key, choices in ways.items():
         first = choices[0]
         if len(choices) == 1 and key not in unknown:
-            state.matches[key] = Match(key, "safe", first.sources, first.ops, (first.why,))
+            reasons = (f"recipe {names[key]}", *filter(None, [first.why]))
+            state.matches[key] = Match(key, "safe", first.sources, first.ops, reasons)
         else:
-            state.matches[key] = Match(key, "undecided", (), (), (first.why,), tuple(choices))
+            state.matches[key] = Match(key, "undecided", (), (), (f"recipe {names[key]}",), tuple(choices))
     for crossing in whole:
         for key, why in crossing.lost.items():
             state.matches[key] = Match(key, "missing", evidence=(why,))
@@ -233,30 +235,15 @@ def _settle(state: State, whole: list[Crossing]) -> None:
 def _ask(state: State, crossing: Crossing) -> None:
     recipe = crossing.recipe
     if crossing.open:
-        wanted = sorted(recipe_facts(recipe, crossing.needs))
+        wanted = sufficient(recipe, crossing.values, crossing.needs)
         title = f"{recipe.title}: {', '.join(sorted(crossing.needs))} must be known, and no shape shows it"
-        notes = (recipe.note, *facts.conflicts(state, wanted), *filter(None, [crossing.conflict]))
+        notes = (*facts.conflicts(state, wanted), *filter(None, [crossing.values.conflict]))
         flags = tuple((f"--value {name}=N", "or a config.json beside the checkpoint") for name in wanted)
         state.questions.append(Question("recipe", title, tuple(crossing.open), (), notes, flags))
     if crossing.lost:
         title = f"{recipe.title}: {next(iter(crossing.lost.values()))}"
         flags = tuple((f"--reinit '{k}'", "keep the model's initial value") for k in list(crossing.lost)[:3])
         state.questions.append(Question("recipe", title, tuple(crossing.lost), (), (recipe.note,), flags))
-
-
-def recipe_facts(recipe: Recipe, needs: Iterable[str]) -> set[str]:
-    """Facts that would give the values."""
-    from ckptdoctor.align.expressions import calls_in
-
-    found: set[str] = set()
-    todo, done = list(needs), set()
-    while todo:
-        name = todo.pop()
-        done.add(name)
-        for way in recipe.values.get(name, ()):
-            found.update(calls_in(way, "fact"))
-            todo += [n for n in names_in(f"{{{way}}}") if n not in done]
-    return found
 
 
 def unexplained(state: State) -> None:

@@ -56,6 +56,12 @@ def calls_in(text: str, name: str) -> list[str]:
     return [str(ast.literal_eval(c.args[0])) for c in calls]
 
 
+def dims_in(text: str) -> list[tuple[str, int]]:
+    """Arguments of the calls of ``dim`` in an expression."""
+    calls = (n for n in ast.walk(_tree(text)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "dim")
+    return [(str(ast.literal_eval(c.args[0])), int(ast.literal_eval(c.args[1]))) for c in calls]
+
+
 @lru_cache(maxsize=4096)
 def _tree(text: str) -> ast.expr:
     try:
