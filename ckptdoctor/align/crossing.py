@@ -7,7 +7,7 @@ not repeat alike, the keys whose layout it knows to differ are never claimed by 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,16 @@ class Names:
             return root + text if root + text in self.keys else None
         return next((p + text for p in _above(root) if p + text in self.keys), None)
 
+    def whole(self, patterns: Sequence[str], root: str, unless: Sequence[str] = ()) -> set[Bound]:
+        """What the first pattern's open places stand for, where all patterns are there and no other is."""
+        (first,) = self.bindings([patterns[0]], root)
+        return {
+            bound
+            for bound in first
+            if all(self.resolve(p, root, bound) is not None for p in patterns)
+            and all(self.resolve(p, root, bound) is None for p in unless)
+        }
+
     def bindings(self, patterns: list[str], root: str) -> list[set[Bound]]:
         """For each pattern what its open places stand for in the names that fit."""
         inner = FirstMatch([p for p in patterns if not p.startswith("^")])
@@ -98,6 +108,16 @@ def _above(root: str) -> Iterator[str]:
         yield ""
 
 
+def _sharing(pairs: Sequence[Pairing]) -> list[list[Pairing]]:
+    """Pairings of the same keys (a block with a shortcut, one without) have them in common."""
+    groups: dict[tuple[str, ...], list[Pairing]] = {}
+    for pair in pairs:
+        group = groups.get(("left", *pair.left)) or groups.get(("right", *pair.right)) or []
+        group.append(pair)
+        groups["left", *pair.left] = groups["right", *pair.right] = group
+    return list({id(group): group for group in groups.values()}.values())
+
+
 def named(tree: ParamTree, keys: Iterable[str]) -> Names:
     """Names of the open keys of a tree."""
     names = {strip_key(k): k for k in keys}
@@ -124,22 +144,20 @@ class Crossing:
     def work_out(self, values: Values) -> bool:
         """Whether the recipe explains both trees; then claims, open keys and lost ones are filled in."""
         self.values = values
-        pairs = self.recipe.pairs
-        mine = self.source.bindings([p.left[0] for p in pairs], self.roots[0])
-        theirs = self.target.bindings([p.right[0] for p in pairs], self.roots[1])
-        for pair, here, there in zip(pairs, mine, theirs, strict=True):
+        for pairs in _sharing(self.recipe.pairs):
+            mine = [self.source.whole(p.left, self.roots[0], p.unless[0]) for p in pairs]
+            theirs = [self.target.whole(p.right, self.roots[1], p.unless[1]) for p in pairs]
+            here, there = set[Bound]().union(*mine), set[Bound]().union(*theirs)
             if here and there and here != there:
                 return False
-            for bound in sorted(here & there):
-                if not self._pair(pair, bound, values):
+            for pair, left, right in zip(pairs, mine, theirs, strict=True):
+                if not all(self._pair(pair, bound, values) for bound in sorted(left & right)):
                     return False
         return True
 
     def _pair(self, pair: Pairing, bound: Bound, values: Values) -> bool:
         left = [self.source.resolve(p, self.roots[0], bound) for p in pair.left]
         right = [self.target.resolve(p, self.roots[1], bound) for p in pair.right]
-        if None in left or None in right:
-            return False
         sources = tuple(self.source.keys[n] for n in left if n is not None)
         targets = [self.target.keys[n] for n in right if n is not None]
         if not pair.forward:

@@ -24,18 +24,16 @@ class UnknownValueError(Exception):
 
 
 class UnevenError(Exception):
-    """A division with a remainder, or a result that is no whole number: the facts cannot be right."""
+    """A division with a remainder: the facts cannot be right."""
 
 
-def evaluate(text: str, names: Mapping[str, Number], look: Look) -> int:
-    """The whole number that the expression stands for.
+def evaluate(text: str, names: Mapping[str, Number], look: Look) -> Number:
+    """The number that the expression stands for; a whole one is an ``int``.
 
     Raises :class:`UnknownValueError` or :class:`UnevenError`; ``ValueError`` for what is no expression.
     """
     value = _value(_tree(text), names, look)
-    if value != int(value):
-        raise UnevenError(f"`{text}` is {value:g}")
-    return int(value)
+    return int(value) if value == int(value) else value
 
 
 def substitute(text: str, names: Mapping[str, Number], look: Look) -> str:

@@ -68,8 +68,8 @@ def solve_values(recipe: Recipe, trees: Mapping[str, Tree], facts: Mapping[str, 
     return values
 
 
-def _ways(values: Values, name: str, ways: Sequence[str]) -> dict[str, int]:
-    found = {}
+def _ways(values: Values, name: str, ways: Sequence[str]) -> dict[str, Number]:
+    found: dict[str, Number] = {}
     for way in ways:
         try:
             found[way] = evaluate(way, values.known, values.look)
