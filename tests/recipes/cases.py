@@ -182,6 +182,8 @@ def lens(
 ) -> Case:
     """TransformerLens on side b; its own state dict comes through the recipe, then gets other values."""
     facts = {"num_attention_heads": model.pop("heads", 6)}
+    if recipe == "transformer-lens-llama":
+        facts["rms_norm_offset"] = 0
 
     def state() -> dict[str, Tensor]:
         return convert(recipe, "a", a.state(), facts, {"a": root, "b": ""}, skip)
@@ -303,7 +305,7 @@ CASES = [
     falcon("litgpt-falcon", "a k and v for each head", 6, False, **FALCON_MHA),
     falcon("litgpt-falcon-grouped", "7B: one k and v", 1, True, **FALCON_7B),
     falcon("litgpt-falcon-grouped", "40B: groups", 2, True, **FALCON_40B),
-    llama("internlm2-llama", llamas.internlm2, "grouped queries", root_a="model."),
+    llama("internlm2-llama", llamas.internlm2, "grouped queries"),
     phi3(),
     llama(
         "megatron-core-llama",
