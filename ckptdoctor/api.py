@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 Model = Any  # torch.nn.Module | ParamTree | str | os.PathLike[str]; torch is not imported to say so
 Decisions = Iterable[str | Decision]
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 def inspect(path: PathLike, *, deep: bool = False) -> Archive:
@@ -85,10 +86,22 @@ def diagnose(
     """
     from ckptdoctor.diagnosis import examine
 
-    parsed = parse_decisions(decisions)
+    parsed = tuple(map(_with_rows, parse_decisions(decisions)))
     archive = inspect(path)
     target = _target(model, archive, kwargs, timeout, parsed)
     return examine(archive, target, parsed, reporter=reporter)
+
+
+def _with_rows(decision: Decision) -> Decision:
+    """An op that names a file of rows, with the rows written out: what is recorded has to stand alone."""
+    if decision.kind != "op" or "@" not in decision.value:
+        return decision
+    from ckptdoctor.ops.rows import resolve_rows
+
+    try:
+        return Decision("op", resolve_rows(decision.value))
+    except PlanError as error:
+        raise DecisionError(f"{printable(str(decision))}: {error}") from None
 
 
 def plan(
@@ -125,13 +138,16 @@ def apply(
     probe: Any = None,
     materialise: bool = False,
     verify: bool = True,
+    max_shard_size: str | int | None = None,
+    progress: Progress | None = None,
 ) -> Receipt:
     """Do exactly what a plan says, and prove it: into a live ``model``, or into the file ``out``.
 
     ``path`` is the checkpoint, by default the one that the plan names. With ``out`` (``.pth`` or
     ``.safetensors``) ``model`` only says which tree the file is for, by default the plan's model (built with
     ``kwargs``); a live model is not changed then. ``device``, ``materialise``, ``verify`` and ``probe`` are
-    those of :func:`auto_load`.
+    those of :func:`auto_load`. More bytes than ``max_shard_size`` (``"5GB"``) become several files and an
+    index; ``progress(done, total)`` tells bytes.
 
     Raises :class:`~ckptdoctor.errors.StalePlanError` when the plan was made for other trees, and
     ``ApplyError``, after which model and file are as before.
@@ -148,7 +164,9 @@ def apply(
     asked = plan.target.model if model is None else model
     target = _target(asked, None, kwargs, timeout)
     live = None if isinstance(asked, str | os.PathLike) else getattr(asked, "state_dict", None)
-    return _into_file(plan, archive, target, out, kwargs=kwargs, timeout=timeout, live=live, probe=probe)
+    how: dict[str, Any] = {"verify": verify, "max_shard_size": max_shard_size, "progress": progress}
+    how["probe"] = probe
+    return _into_file(plan, archive, target, out, kwargs=kwargs, timeout=timeout, live=live, **how)
 
 
 def _chosen(plan: Plan, archive: Archive) -> StateDict:
@@ -205,12 +223,15 @@ def _into_file(
     timeout: float = 60,
     live: Callable[[], Mapping[str, Any]] | None = None,
     probe: Any = None,
+    max_shard_size: str | int | None = None,
+    **how: Any,
 ) -> Receipt:
     """``live`` gives the state dict of a model at hand; others are built when the plan keeps their values."""
     from ckptdoctor.formats.tensors import model_reader
     from ckptdoctor.loading import apply_to_file, needs_model
     from ckptdoctor.plan import expand
     from ckptdoctor.verify.probe import file_probe
+    from ckptdoctor.writers import size_of
 
     if probe is not None and live:
         raise ApplyError(
@@ -235,6 +256,8 @@ def _into_file(
         fresh=reader.again,
         source_versions=chosen.tree.versions,
         accept=_accepted(plan),
+        max_shard_size=None if max_shard_size is None else size_of(max_shard_size),
+        **how,
         source=archive.path,
         state_dict=chosen.path,
         target=target.label,
@@ -314,14 +337,16 @@ def write_diagnosed(
     *,
     kwargs: Mapping[str, Any] | None = None,
     timeout: float = 60,
-    probe: Any = None,
+    **how: Any,
 ) -> Receipt:
-    """Apply the plan of a diagnosis to a file; the model is built for its own values and for a probe."""
+    """Apply the plan of a diagnosis to a file; the model is built for its own values and for a probe.
+
+    ``probe``, ``verify``, ``max_shard_size`` and ``progress`` are those of :func:`apply`.
+    """
     diagnosis.raise_for_verdict()
     assert diagnosis.plan is not None  # raise_for_verdict
-    return _into_file(
-        diagnosis.plan, diagnosis.archive, diagnosis.target, out, kwargs=kwargs, timeout=timeout, probe=probe
-    )
+    made = diagnosis.plan, diagnosis.archive, diagnosis.target
+    return _into_file(*made, out, kwargs=kwargs, timeout=timeout, **how)
 
 
 def _target(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptdoctor.apply import Expansion, Initial, Reader, file_contents, run_on_model
 from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.casts import CastClass
+from ckptdoctor.errors import ApplyError
 from ckptdoctor.formats.blobs import Files
+from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import Action, Entry, ProbeResult, Receipt
 from ckptdoctor.verify import verify_file, verify_model
-from ckptdoctor.writers import check_out, write_contents
+from ckptdoctor.verify.derived import check_derived, not_compared
+from ckptdoctor.writers import Contents, check_out, write_contents
 
 if TYPE_CHECKING:
     import torch
@@ -72,12 +76,13 @@ def apply_to_model(
                 bits=verify,
             )
 
+        notes = check_derived(expansion.fills, expansion.unused, reader, model, accept)
         casts, parity = verified(), None
         if probe is not None:
             parity = probe()
             verified()  # again: a forward pass may write to its own model
         entries = _entries(expansion, target_tree, casts)
-        made = Receipt(source, state_dict, target, entries=entries, unused=dict(expansion.unused))
+        made = Receipt(source, state_dict, target, "", entries, dict(expansion.unused), notes)
         receipts.append(replace(made, probe=parity, verified=verify))
 
     run_on_model(
@@ -105,7 +110,8 @@ def apply_to_file(
     fresh: Callable[[], Reader] | None = None,
     source_versions: Mapping[str, int] | None = None,
     accept: Collection[str] = (),
-    on_bytes: Callable[[int], None] | None = None,
+    max_shard_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
     verify: bool = True,
     source: str = "",
     state_dict: str = "",
@@ -117,32 +123,70 @@ def apply_to_file(
     The file is accepted by ``model.load_state_dict(torch.load(out, weights_only=True), strict=True)``, or by
     ``load_file(out)`` for safetensors. ``fmt`` is ``"pth"`` or ``"safetensors"``, by default what the suffix
     says. ``initial`` gives the model's own value for keys that the plan keeps. ``out`` may be the checkpoint
-    itself; it is replaced at the very end. ``on_bytes`` is told how many more bytes were written. Without
-    ``verify`` the new file's header is read back and not its bytes. ``probe`` is given the new file. The
-    other arguments are those of
+    itself; it is replaced at the very end. More bytes than ``max_shard_size`` become several files with an
+    index. ``progress(done, total)`` is told the bytes. Without ``verify`` the new file's header is read back
+    and not its bytes. ``probe`` is given the new file, which must be one. The other arguments are those of
     :func:`apply_to_model`.
 
     Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
     """
     path = Path(out)
     check_out(path, fmt)
-    receipts = []
+    if probe is not None and max_shard_size is not None:
+        raise ApplyError(
+            "a probe runs on one file; leave out either the probe or the largest size of a shard"
+        )
+    receipts: list[Receipt] = []
     contents = file_contents(expansion, reader, target_tree, initial=initial, source_versions=source_versions)
 
-    def check(written: Path) -> None:
+    casts: dict[str, tuple[str, CastClass]] = {}
+    parts: list[Contents] = []
+
+    def check(written: Path, part: Contents) -> None:
         again = fresh() if fresh is not None else reader
-        casts = verify_file(
-            expansion, again, written, target_tree, initial=initial, accept=accept, bits=verify
-        )
+        due = target_tree if len(part.pieces) == len(target_tree) else target_tree.subset(part.pieces)
+        fills = _Part({key: expansion.fills[key] for key in due.specs})
+        casts.update(verify_file(fills, again, written, due, initial=initial, accept=accept, bits=verify))
+        parts.append(part)
+        name = out if len(part.pieces) == len(target_tree) else f"{out} (in {len(parts)} parts)"
         entries = _entries(expansion, target_tree, casts)
-        notes = (f"{out} replaced the file that was read",) if _same_file(source, path) else ()
+        replaced = (f"{out} replaced the file that was read",) if _same_file(source, path) else ()
+        notes = (*replaced, *not_compared(expansion.fills, expansion.unused, target_tree))
         parity = probe(written) if probe is not None else None
-        made = Receipt(source, state_dict, target, str(out), entries, dict(expansion.unused), notes)
-        receipts.append(replace(made, probe=parity, verified=verify))
+        made = Receipt(source, state_dict, target, str(name), entries, dict(expansion.unused), notes)
+        receipts[:] = [replace(made, probe=parity, verified=verify)]
 
     files = getattr(reader, "files", None) or Files()
-    write_contents(contents, path, files, fmt=fmt, check=check, on_bytes=on_bytes)
+    write_contents(
+        contents,
+        path,
+        files,
+        fmt=fmt,
+        max_shard_size=max_shard_size,
+        check=check,
+        on_bytes=None if progress is None else _Told(progress, contents.nbytes),
+    )
     return receipts[0]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The part of a plan that one of several files holds."""
+
+    fills: Mapping[str, Fill]
+
+
+class _Told:
+    """Adds up what several threads wrote."""
+
+    def __init__(self, tell: Callable[[int, int], None], total: int) -> None:
+        self._tell, self._total, self._done = tell, total, 0
+        self._lock = threading.Lock()
+
+    def __call__(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            self._tell(min(self._done, self._total), self._total)
 
 
 def needs_model(expansion: Expansion, target_tree: ParamTree) -> tuple[str, ...]:

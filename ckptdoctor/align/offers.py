@@ -58,7 +58,10 @@ def is_positions(key: str) -> bool:
 def _rows(dim: int, have: int, want: int) -> dict[str, str]:
     if want > have:
         return {f"pad({dim},{want})": f"keep its {have} rows and fill the other {want - have} with zeros"}
-    return {f"slice({dim},0,{want})": f"keep the first {want} of its {have} rows"}
+    return {
+        f"slice({dim},0,{want})": f"keep the first {want} of its {have} rows",
+        f"take({dim};@rows.csv)": f"keep the {want} rows that the file lists, one number a line",
+    }
 
 
 def _channels(have: int, want: int) -> dict[str, str]:

@@ -19,7 +19,24 @@ from ckptdoctor.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ckptdoctor.receipt import Receipt
+
+
+def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a file is written: ``--no-verify``, ``--max-shard-size``."""
+    command = click.option(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="Write several files of at most SIZE (5GB) and their index.",
+    )(command)
+    return click.option(
+        "--verify/--no-verify",
+        default=True,
+        show_default=True,
+        help="Read the new file back and compare every bit.",
+    )(command)
 
 
 @click.command(short_help="Write a file that loads strictly: plan and apply.")
@@ -29,10 +46,19 @@ if TYPE_CHECKING:
 @decision_options
 @out_option("Where to write: .pth or .safetensors.", required=True)
 @probe_option
+@writing_options
 @format_option("text", "json")
 @verbose_option
 def repair(
-    model: str, checkpoint: str, out: str, probe: str | None, form: str, verbose: bool, **options: Any
+    model: str,
+    checkpoint: str,
+    out: str,
+    probe: str | None,
+    verify: bool,
+    max_shard_size: str | None,
+    form: str,
+    verbose: bool,
+    **options: Any,
 ) -> int:
     """Write a file that loads strictly into MODEL with torch alone: plan and apply in one.
 
@@ -42,14 +68,25 @@ def repair(
     from ckptdoctor.api import write_diagnosed
     from ckptdoctor.cli.examining import examine
     from ckptdoctor.cli.output import explain_refusal
+    from ckptdoctor.cli.progress import progress
 
     refuse_input(out, checkpoint)
     found = examine(model, checkpoint, options)
     if found.verdict not in ("compatible", "repairable") or found.plan is None:
         explain_refusal(found, verbose, options["kwargs"])
         return 1
-    kwargs, timeout = kwargs_of(options["kwargs"]), options["timeout"]
-    _show(write_diagnosed(found, out, kwargs=kwargs, timeout=timeout, probe=probe), form)
+    with progress(f"writing {os.path.basename(out)}") as tell:
+        receipt = write_diagnosed(
+            found,
+            out,
+            kwargs=kwargs_of(options["kwargs"]),
+            timeout=options["timeout"],
+            probe=probe,
+            verify=verify,
+            max_shard_size=max_shard_size,
+            progress=tell,
+        )
+    _show(receipt, form)
     return 0
 
 
@@ -60,6 +97,7 @@ def repair(
 @model_options
 @out_option("Where to write: .pth or .safetensors.", required=True)
 @probe_option
+@writing_options
 @format_option("text", "json")
 @verbose_option
 def apply(
@@ -70,6 +108,8 @@ def apply(
     timeout: float,
     out: str,
     probe: str | None,
+    verify: bool,
+    max_shard_size: str | None,
     form: str,
     verbose: bool,
 ) -> int:
@@ -79,12 +119,25 @@ def apply(
     """
     from ckptdoctor.api import apply as run
     from ckptdoctor.api import read_plan
+    from ckptdoctor.cli.progress import progress
 
     parsed = read_plan(plan)
     path = checkpoint or beside(parsed.source.file, plan)
     refuse_input(out, path)
     refuse_input(out, plan)
-    receipt = run(parsed, path, out=out, model=model, kwargs=kwargs_of(kwargs), timeout=timeout, probe=probe)
+    with progress(f"writing {os.path.basename(out)}") as tell:
+        receipt = run(
+            parsed,
+            path,
+            out=out,
+            model=model,
+            kwargs=kwargs_of(kwargs),
+            timeout=timeout,
+            probe=probe,
+            verify=verify,
+            max_shard_size=max_shard_size,
+            progress=tell,
+        )
     _show(receipt, form)
     return 0
 

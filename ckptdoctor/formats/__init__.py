@@ -45,10 +45,10 @@ def deep_check(archive: Archive) -> list[Diagnostic]:
     return check(archive)
 
 
-def open_file(path: str) -> Archive:
-    """`open_checkpoint` for a file, not a folder."""
+def open_file(path: str, *, shard: bool = False) -> Archive:
+    """`open_checkpoint` for a file, not a folder. A ``shard`` is no index itself (it could lead back)."""
     with _quiet_gc(), FileSource(path) as source:
-        archive = _open(source)
+        archive = _open(source, shard)
         source.unchanged()
         return replace(archive, stamps={**archive.stamps, path: source.stamp})
 
@@ -65,7 +65,7 @@ def _quiet_gc() -> Iterator[None]:
             gc.enable()
 
 
-def _open(source: FileSource) -> Archive:
+def _open(source: FileSource, shard: bool) -> Archive:
     if source.path.endswith(".distcp"):
         raise foreign(
             source.path,
@@ -90,9 +90,9 @@ def _open(source: FileSource) -> Archive:
 
         return open_tar(source)
     if kind == "json":
-        from ckptdoctor.formats.sharded import open_index
+        from ckptdoctor.formats.sharded import open_index, refuse_index
 
-        return open_index(source)
+        return refuse_index(source) if shard else open_index(source)
     from ckptdoctor.formats.plain_pickle import open_pickle
 
     return open_pickle(source)

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from ckptdoctor.errors import CorruptCheckpointError
 from ckptdoctor.formats.assemble import storage_findings
@@ -132,10 +132,13 @@ def _in_hub_cache(folder: str, real: str) -> bool:
 def _open_shard(path: str) -> Archive:
     from ckptdoctor.formats import open_file
 
-    archive = open_file(path)
-    if archive.format.endswith("-index"):
-        raise corrupt(path, "a shard that is an index itself", ADVICE)
-    return archive
+    return open_file(path, shard=True)
+
+
+def refuse_index(source: FileSource) -> NoReturn:
+    """For a shard that is an index itself, or other JSON. Raises what `open_index` would, or CorruptCheckpointError."""
+    _weight_map(source)
+    raise corrupt(source.path, "a shard that is an index itself", ADVICE)
 
 
 def _only_state_dict(archive: Archive) -> StateDict:

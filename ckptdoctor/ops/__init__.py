@@ -16,6 +16,7 @@ import pkgutil
 from ckptdoctor.ops.base import OPS, Effect, Join, Op, Shape, Unary, register
 from ckptdoctor.ops.chain import Chain, parse_chain
 from ckptdoctor.ops.partition import covers, rejoin
+from ckptdoctor.ops.rows import read_rows
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -30,6 +31,7 @@ __all__ = [
     "Unary",
     "covers",
     "parse_chain",
+    "read_rows",
     "register",
     "rejoin",
 ]

@@ -123,6 +123,17 @@ class Take(Unary):
         return tensor.index_select(self.dim, torch.tensor(self.rows, device=tensor.device))
 
 
+_FILE = re.compile(r"(?<=;)@([^()|]+)(?=\))")
+
+
+def resolve_rows(ops: str) -> str:
+    """The op texts with ``take(0;@rows.csv)`` written out as ``take(0;7,2,9)``; see :func:`read_rows`.
+
+    A plan holds the numbers and never the file. Raises :class:`PlanError`.
+    """
+    return _FILE.sub(lambda m: ",".join(map(str, read_rows(m[1].strip()))), ops)
+
+
 def read_rows(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """The row numbers that a file lists for ``take``: counted from 0, one per line, ``#`` begins a comment.
 

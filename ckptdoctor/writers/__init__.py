@@ -6,18 +6,21 @@ A new format is one function in one file of this package and one row in :data:`W
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.formats.tensors import Span
 from ckptdoctor.keys import printable
-from ckptdoctor.writers.atomic import check_place, replacing
+from ckptdoctor.writers.atomic import check_place, check_space, replacing
 from ckptdoctor.writers.pieces import Contents, Piece
 from ckptdoctor.writers.safetensors_file import write_safetensors
+from ckptdoctor.writers.shards import index_text, names, size_of, split
 from ckptdoctor.writers.stream import OnBytes
 from ckptdoctor.writers.torch_file import write_torch
 
+Check = Callable[[Path, Contents], None]  # a new file and what should be in it
 Write = Callable[[Contents, Path, Files, OnBytes | None], None]
 
 # name -> (suffixes, function); the name is what `fmt=` takes.
@@ -34,6 +37,7 @@ __all__ = [
     "check_out",
     "check_place",
     "replacing",
+    "size_of",
     "write_contents",
     "writer_for",
 ]
@@ -66,18 +70,55 @@ def write_contents(
     files: Files,
     *,
     fmt: str | None = None,
-    check: Callable[[Path], None] | None = None,
+    max_shard_size: int | None = None,
+    check: Check | None = None,
     on_bytes: OnBytes | None = None,
-) -> None:
-    """Write to ``out`` by write, fsync, ``check`` of the new file, rename, fsync.
+) -> Path:
+    """Write to ``out`` by write, fsync, ``check`` of the new file, rename, fsync; what was written.
 
-    ``files`` are the sources of what is copied. Whatever is raised on the way, ``out`` is as it was, and
-    nothing is left beside it. Raises :class:`ApplyError`, ReadError, or what ``check`` raises.
+    More bytes than ``max_shard_size`` become several files, and the index of them is returned. ``files``
+    are the sources of what is copied. Whatever is raised on the way, ``out`` is as it was, and nothing is
+    left beside it. Raises :class:`ApplyError`, ReadError, or what ``check`` raises.
     """
     write = writer_for(out, fmt)
     check_place(out)
+    parts = split(contents, max_shard_size) if max_shard_size and not contents.objects else [contents]
+    if len(parts) > 1:
+        return _write_shards(parts, out, files, write, check, on_bytes)
     with replacing(out, contents.nbytes) as temporary:
-        write(contents, temporary, files, on_bytes)
-        files.unchanged()
-        if check is not None:
-            check(temporary)
+        _write_one(contents, temporary, files, write, check, on_bytes)
+    return out
+
+
+def _write_one(
+    contents: Contents,
+    path: Path,
+    files: Files,
+    write: Write,
+    check: Check | None,
+    on_bytes: OnBytes | None,
+) -> None:
+    write(contents, path, files, on_bytes)
+    files.unchanged()
+    if check is not None:
+        check(path, contents)
+
+
+def _write_shards(
+    parts: list[Contents],
+    out: Path,
+    files: Files,
+    write: Write,
+    check: Check | None,
+    on_bytes: OnBytes | None,
+) -> Path:
+    """All or none, the index last."""
+    index, shards = names(out, len(parts))
+    check_space(out.parent, sum(part.nbytes for part in parts))
+    with ExitStack() as stack:
+        index_file = stack.enter_context(replacing(index))  # entered first, so renamed last
+        for path, part in zip(shards, parts, strict=True):
+            temporary = stack.enter_context(replacing(path))
+            _write_one(part, temporary, files, write, check, on_bytes)
+        index_file.write_text(index_text(shards, parts), encoding="utf-8")
+    return index

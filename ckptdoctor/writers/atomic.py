@@ -43,7 +43,7 @@ def replacing(out: Path, needed: int = 0) -> Iterator[Path]:
     Raises :class:`ApplyError`.
     """
     final = _real(out)
-    _check_space(final.parent, needed)
+    check_space(final.parent, needed)
     temporary = final.with_name(f".{final.stem[:80]}.{secrets.token_hex(6)}.partial{final.suffix}")
     try:
         with _signals_raise():
@@ -69,7 +69,8 @@ def _explained(error: OSError, out: Path, needed: int) -> ApplyError:
     return ApplyError(f"`{printable(str(out))}` could not be written: {printable(reason)}{more}")
 
 
-def _check_space(folder: Path, needed: int) -> None:
+def check_space(folder: Path, needed: int) -> None:
+    """Raise :class:`ApplyError` unless that many bytes are free."""
     total, _, free = shutil.disk_usage(folder)
     if total and free < needed + MARGIN:  # some network file systems report nothing at all
         raise ApplyError(

@@ -282,3 +282,13 @@ def test_a_scale_is_of_the_tensor_or_of_a_row(shape):
     due = codes.float() * (scale.reshape(4, 1) if scale.numel() == 4 else scale.reshape(()))
     assert torch.equal(run("dequant(0)", codes, scale), due)
     assert parse_chain("dequant(2)").out_dtype(["float8_e4m3fn", "float32"]) == "float32"
+
+
+@pytest.mark.parametrize(("block", "scale"), [(2, (3, 2, 2)), (0, (3, 4, 1))])
+def test_stacked_experts_are_dequantised_each_by_its_own_scales(block, scale):
+    codes, scales = torch.randn(3, 4, 3).to(torch.float8_e4m3fn), torch.rand(scale) + 0.5
+    whole = run(f"dequant({block})", codes, scales)
+    for expert in range(3):
+        assert torch.equal(whole[expert], run(f"dequant({block})", codes[expert], scales[expert]))
+    with pytest.raises(PlanError, match="needs a scale of"):
+        run(f"dequant({block})", codes, scales[:2])

@@ -38,6 +38,24 @@ def test_gate_and_up_are_packed_in_one_of_two_orders():
     torch.testing.assert_close(packed(run("blockperm(0;2;1,0)", both), gate_first=False), due)
 
 
+def test_the_gates_of_an_lstm_are_blocks_in_an_order_of_its_own():
+    """torch has input, forget, cell, output; a cell written with input, cell, forget, output (as Haiku's)."""
+    x, h, c, w, u, b = randn(2, 3), randn(2, 4), randn(2, 4), randn(16, 3), randn(16, 4), randn(16)
+    i, g, f, o = (x @ w.t() + h @ u.t() + b).chunk(4, -1)
+    cell = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    due = o.sigmoid() * cell.tanh()
+    lstm = torch.nn.LSTMCell(3, 4).double()
+
+    def fill(order):
+        moved = [run(f"blockperm(0;4;{order})", t) for t in (w, u, b)]
+        names = dict(zip(("weight_ih", "weight_hh", "bias_ih"), moved, strict=True))
+        lstm.load_state_dict({**names, "bias_hh": torch.zeros(16)})
+        return lstm(x, (h, c))
+
+    torch.testing.assert_close(fill("0,2,1,3"), (due, cell))
+    assert not torch.allclose(fill("0,1,2,3")[0], due)
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_list_of_experts_is_stacked_transposed_where_the_stack_has_inputs_first(transposed):
     """Mixtral's ``experts.i.w1`` against one tensor per layer; gpt-oss and llama4 keep [expert, in, out]."""

@@ -7,8 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ckptdoctor.errors import PlanError
-from ckptdoctor.ops import parse_chain
-from ckptdoctor.ops.rows import read_rows
+from ckptdoctor.ops import parse_chain, read_rows
 
 
 def run(text, *sources):

@@ -182,6 +182,19 @@ def test_lossy_ways_are_offered_with_the_flag_that_takes_them(tmp_path):
     assert torch.equal(model.body.weight, source.body.weight)
 
 
+def test_rows_can_come_from_a_file_and_are_recorded_as_numbers(tmp_path):
+    source, model = Head(10), Head(4)
+    torch.save(source.state_dict(), tmp_path / "head.pth")
+    rows = tmp_path / "rows.csv"
+    rows.write_text("old row,name\n7,cat\n2,dog\n9,fox\n0,owl\n")
+    found = diagnose(model, tmp_path / "head.pth", decisions=[f"op=fc.*=take(0;@{rows})"])
+    assert found.plan is not None and found.plan.decision == ("op=fc.*=take(0;7,2,9,0)",)
+    auto_load(model, tmp_path / "head.pth", decisions=[f"op=fc.*=take(0;@{rows})"])
+    assert torch.equal(model.fc.bias, source.fc.bias[[7, 2, 9, 0]])
+    with pytest.raises(DecisionError, match="cannot be read"):
+        auto_load(model, tmp_path / "head.pth", decisions=["op=fc.*=take(0;@nowhere.csv)"])
+
+
 class Positions(nn.Module):
     def __init__(self, side: int) -> None:
         super().__init__()

@@ -1,0 +1,341 @@
+"""New files byte by byte: laid out as torch does it, sums carried over, in several files, stopped half way."""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils import serialization
+
+import ckptdoctor as ckd
+from ckptdoctor.errors import ApplyError, CorruptCheckpointError
+from ckptdoctor.formats import open_checkpoint, parallel
+from ckptdoctor.formats.blobs import Files
+from ckptdoctor.formats.tensors import TensorReader
+from ckptdoctor.ops.bits import same_bits
+from ckptdoctor.writers import Contents, Piece, stream, write_contents
+from ckptdoctor.writers.shards import size_of
+from ckptdoctor.writers.torch_zip import Member, Record, laid_out
+
+DTYPES = [
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+    "complex64",
+    "complex128",
+    "complex32",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float8_e4m3fn",
+    "float8_e5m2",
+]
+
+
+def state() -> OrderedDict[str, torch.Tensor]:
+    made = OrderedDict((f"m.{n}", torch.zeros(3, 2).to(getattr(torch, n))) for n in DTYPES)
+    made |= {"m.empty": torch.zeros(0, 4), "m.scalar": torch.tensor(3), "m.long": torch.arange(100_000.0)}
+    made |= {"n." + "x" * 300: torch.ones(5), "n.ünï": torch.ones(1, 1, 1, 1, 2)}
+    made._metadata = OrderedDict({"": {"version": 1}, "m": {"version": 70_000}})  # type: ignore[attr-defined]
+    return made
+
+
+def contents(tensors: dict[str, torch.Tensor]) -> Contents:
+    pieces: dict[int, Piece] = {}
+    for tensor in tensors.values():
+        name = str(tensor.dtype).removeprefix("torch.")
+        piece = Piece(tuple(tensor.shape), name, make=lambda tensor=tensor: tensor)
+        pieces.setdefault(id(tensor), piece)
+    return Contents({k: pieces[id(t)] for k, t in tensors.items()}, getattr(tensors, "_metadata", {}))
+
+
+def written(tensors: dict[str, torch.Tensor], path: Path) -> Path:
+    write_contents(contents(tensors), path, Files())
+    return path
+
+
+def objects(path: Path) -> list[object]:
+    """What the opcodes push, with the memo looked up."""
+    memo: dict[object, object] = {}
+    last: object = None
+    found = []
+    with zipfile.ZipFile(path) as file:
+        (name,) = [n for n in file.namelist() if n.endswith("data.pkl")]
+        for op, arg, _ in pickletools.genops(file.read(name)):
+            if "PUT" in op.name:
+                memo[arg] = last
+                continue
+            last = memo[arg] if "GET" in op.name else (op.name, arg)
+            found.append(last)
+    return found
+
+
+def test_the_pickle_says_what_torch_says(tmp_path: Path) -> None:
+    made = state()
+    torch.save(made, tmp_path / "theirs.pth")
+    written(made, tmp_path / "ours.pth")
+    named = {("GLOBAL"), ("BINUNICODE")}
+    ours, theirs = (objects(tmp_path / f"{n}.pth") for n in ("ours", "theirs"))
+    assert [o for o in ours if isinstance(o, tuple) and o[0] in named] == [
+        o for o in theirs if isinstance(o, tuple) and o[0] in named
+    ]
+
+
+def test_the_zip_is_laid_out_as_torch_does_it(tmp_path: Path) -> None:
+    made = state()
+    torch.save(made, tmp_path / "archive.pth")  # torch names the root by the file
+    written(made, tmp_path / "ours.pth")
+    with zipfile.ZipFile(tmp_path / "archive.pth") as theirs, zipfile.ZipFile(tmp_path / "ours.pth") as ours:
+        assert ours.testzip() is None
+        assert ours.namelist() == theirs.namelist()
+        for a, b in zip(ours.infolist(), theirs.infolist(), strict=True):
+            assert (a.flag_bits, a.compress_type, a.date_time, a.extra) == (
+                b.flag_bits,
+                b.compress_type,
+                b.date_time,
+                b.extra,
+            )
+            if "/data/" in a.filename:
+                assert (a.CRC, a.file_size) == (b.CRC, b.file_size)
+                assert ours.read(a) == theirs.read(b)
+        ids = [ours.read("archive/.data/serialization_id"), theirs.read("archive/.data/serialization_id")]
+        assert [len(i) for i in ids] == [40, 40] and ids[0].isdigit()
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_torch_reads_it_with_computed_offsets_too(tmp_path: Path, mmap: bool, monkeypatch) -> None:
+    made = state()
+    path = written(made, tmp_path / "ours.pth")
+    monkeypatch.setenv("TORCH_SERIALIZATION_DEBUG", "1")
+    with serialization.config.patch("load.calculate_storage_offsets", True):
+        found = torch.load(path, weights_only=True, mmap=mmap)
+    assert type(found) is OrderedDict and list(found) == list(made)
+    assert found._metadata == made._metadata
+    assert all(same_bits(found[key], value) for key, value in made.items())
+
+
+def test_what_is_larger_than_32_bits_takes_zip64_fields_where_torch_has_them() -> None:
+    """The formula of caffe2's getPadding; no file of that size is written."""
+    big = Piece((3 << 30,), "uint16")
+    first, second, last = laid_out(
+        [Record("a/data/0", piece=big), Record("a/data/1", piece=big), Record("a/v")]
+    )
+    assert first.start == 64 + 0 and len(first.local()) == first.start and first.large
+    assert first.end == first.start + big.nbytes + 24
+    assert second.start % 64 == 0 and len(second.local()) == second.start - second.header
+    assert second.local()[30 + 8 : 30 + 8 + 4] == b"\x01\x00\x18\x00", "sizes and offset"
+    assert last.local()[30 + 3 : 30 + 3 + 4] == b"\x01\x00\x08\x00", "the offset alone"
+    assert last.descriptor(1) == b"" and isinstance(last, Member)
+    assert second.central(7)[-8:] == second.header.to_bytes(8, "little")
+
+
+def test_tied_keys_are_one_storage(tmp_path: Path) -> None:
+    weight = torch.randn(3, 2)
+    path = written({"a": weight, "b": weight, "c": torch.ones(1)}, tmp_path / "t.pth")
+    found = torch.load(path, weights_only=True)
+    assert found["a"].data_ptr() == found["b"].data_ptr() and torch.equal(found["b"], weight)
+    with zipfile.ZipFile(path) as file:
+        assert sum("/data/" in n for n in file.namelist()) == 2 + 0 + 0
+
+
+def test_safetensors_are_byte_for_byte_what_their_own_library_writes(tmp_path: Path) -> None:
+    made = {k: v for k, v in state().items() if v.dtype not in (torch.complex32, torch.complex128)}
+    save_file(made, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    ours = written(made, tmp_path / "ours.safetensors")
+    found = load_file(ours)
+    assert all(same_bits(found[k], v) for k, v in made.items())
+    sizes = [(tmp_path / f"{n}.safetensors").stat().st_size for n in ("ours", "theirs")]
+    assert sizes[0] == sizes[1]
+    with safe_open(ours, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def copied(path: Path) -> tuple[TensorReader, Contents]:
+    archive = open_checkpoint(path)
+    reader = TensorReader(archive, archive.state_dicts[0])
+    pieces = {}
+    for key, spec in reader.state_dict.tree.specs.items():
+        span = reader.span(key, spec.dtype)
+        assert span is not None
+        pieces[key] = Piece(spec.shape, spec.dtype, span)
+    return reader, Contents(pieces)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", ["pth", "legacy", "safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_bytes_are_copied_between_all_formats(tmp_path, monkeypatch, threads, kind, suffix) -> None:
+    monkeypatch.setattr(parallel, "WORTHWHILE", 0)
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: threads)
+    monkeypatch.setattr(stream, "BLOCK", 512)
+    big = torch.randn(9000)
+    made = {f"w{i}": torch.full((n,), float(i)) for i, n in enumerate((1, 7, 63, 64, 65, 1000, 4097))}
+    made |= {"view": big[11:8000], "half": torch.randn(777).half()}
+    source = tmp_path / f"in.{kind if kind != 'legacy' else 'pth'}"
+    if kind == "safetensors":
+        save_file({k: v.clone() for k, v in made.items()}, source)
+    else:
+        torch.save(made, source, _use_new_zipfile_serialization=kind == "pth")
+    reader, todo = copied(source)
+    write_contents(todo, tmp_path / f"out{suffix}", reader.files)
+    found = (load_file if suffix == ".safetensors" else torch.load)(tmp_path / f"out{suffix}")
+    assert all(torch.equal(found[k], v) for k, v in made.items()) and len(found) == len(made)
+    if suffix == ".pth":
+        with zipfile.ZipFile(tmp_path / "out.pth") as file:
+            assert file.testzip() is None
+        assert found["view"].untyped_storage().nbytes() == 4 * 7989, "cut to size"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_bad_checksum_of_the_source_ends_the_copy_and_leaves_nothing(
+    tmp_path, monkeypatch, threads, suffix
+) -> None:
+    monkeypatch.setattr(parallel, "WORTHWHILE", 0)
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: threads)
+    torch.save({f"w{i}": torch.full((3000,), float(i)) for i in range(9)}, tmp_path / "in.pth")
+    raw = bytearray((tmp_path / "in.pth").read_bytes())
+    raw[raw.find(torch.full((3000,), 5.0).numpy().tobytes()) + 7] ^= 1
+    (tmp_path / "in.pth").write_bytes(raw)
+    reader, todo = copied(tmp_path / "in.pth")
+    with pytest.raises(CorruptCheckpointError, match="do not fit their checksum"):
+        write_contents(todo, tmp_path / f"out{suffix}", reader.files)
+    assert [p.name for p in tmp_path.iterdir()] == ["in.pth"]
+
+
+def model() -> nn.Module:
+    return nn.Sequential(*(nn.Linear(64, 64) for _ in range(6)))
+
+
+@pytest.fixture
+def ddp(tmp_path: Path) -> Path:
+    torch.save({f"module.{k}": v for k, v in model().state_dict().items()}, tmp_path / "ddp.pth")
+    return tmp_path / "ddp.pth"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_shards_and_their_index(tmp_path: Path, ddp: Path, suffix: str) -> None:
+    net, out = model(), tmp_path / "out" / f"model{suffix}"
+    out.parent.mkdir()
+    told: list[tuple[int, int]] = []
+    receipt = ckd.apply(
+        ckd.plan(net, ddp), ddp, model=net, out=out, max_shard_size="40kB", progress=lambda *n: told.append(n)
+    )
+    names = sorted(p.name for p in out.parent.iterdir())
+    assert names == sorted(
+        [f"model-0000{i}-of-00003{suffix}" for i in (1, 2, 3)] + [f"model{suffix}.index.json"]
+    )
+    index = json.loads((out.parent / f"model{suffix}.index.json").read_text())
+    assert list(index["weight_map"]) == list(net.state_dict())
+    assert index["metadata"]["total_size"] == 6 * (64 * 64 + 64) * 4
+    assert "in 3 parts" in str(receipt) and receipt.loaded == 12 and told[-1][0] == told[-1][1]
+    target = model()
+    ckd.auto_load(target, out.parent)
+    source = torch.load(ddp)
+    assert all(torch.equal(v, source[f"module.{k}"]) for k, v in target.state_dict().items())
+    with pytest.raises(ApplyError, match="exists; shards replace nothing"):
+        ckd.apply(ckd.plan(net, ddp), ddp, model=net, out=out, max_shard_size="40kB")
+    assert sorted(p.name for p in out.parent.iterdir()) == names
+
+
+def test_a_failure_in_any_shard_leaves_none(tmp_path: Path, ddp: Path, monkeypatch) -> None:
+    import ckptdoctor.writers as writers
+
+    net, seen = model(), []
+    save = writers.WRITERS["safetensors"][1]
+
+    def fail_third(*args):
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        save(*args)
+
+    monkeypatch.setitem(writers.WRITERS, "safetensors", ((".safetensors",), fail_third))
+    with pytest.raises(KeyboardInterrupt):
+        ckd.apply(ckd.plan(net, ddp), ddp, model=net, out=tmp_path / "m.safetensors", max_shard_size=40_000)
+    assert [p.name for p in tmp_path.iterdir()] == ["ddp.pth"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("5GB", 5 * 10**9), ("2GiB", 2 << 30), ("1.5 mb", 1_500_000), (77, 77), ("1k", 1000)]
+)
+def test_sizes(text, size) -> None:
+    assert size_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1GB", "five", "5XB", "GB"])
+def test_what_is_no_size(text) -> None:
+    with pytest.raises(ApplyError, match="is no size; write 5GB"):
+        size_of(text)
+
+
+def test_a_repair_without_verification_says_so_and_reads_nothing_back(tmp_path: Path, ddp: Path) -> None:
+    net = model()
+    receipt = ckd.apply(ckd.plan(net, ddp), ddp, model=net, out=tmp_path / "o.pth", verify=False)
+    assert not receipt.verified
+    net.load_state_dict(torch.load(tmp_path / "o.pth", weights_only=True))
+
+
+MEMORY = """
+    import resource, sys, threading, torch
+    import ckptdoctor as ckd
+    from torch import nn
+    from ckptdoctor.verify import file as verify
+
+    def private():
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+    most, compare = 0.0, verify.same_bits
+    def watched(*args):
+        global most
+        most = max(most, private())
+        return compare(*args)
+    verify.same_bits = watched
+    with torch.device("meta"):
+        small, model = nn.Linear(2, 2), nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(24)))
+    ckd.apply(ckd.plan(small, sys.argv[2]), sys.argv[2], model=small, out=sys.argv[3])
+    before = private()
+    ckd.apply(ckd.plan(model, sys.argv[1]), sys.argv[1], model=model, out=sys.argv[3],
+              progress=lambda *_: watched(torch.ones(1), torch.ones(1)))
+    print(most - before)
+"""
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("half", [False, True], ids=["copied", "cast"])
+def test_a_repair_needs_little_memory_whatever_the_size(tmp_path: Path, half: bool, suffix: str) -> None:
+    import os
+    import textwrap
+
+    for name, net in (
+        ("a", nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(24)))),
+        ("b", nn.Linear(2, 2)),
+    ):
+        rows = {f"module.{k}": v.half() if half else v for k, v in net.state_dict().items()}
+        torch.save(rows, tmp_path / f"{name}.pth")
+    files = [str(tmp_path / n) for n in ("a.pth", "b.pth", f"out{suffix}")]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(MEMORY), *files],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 64, "MB for a file of 96 MB with tensors of 4 MB"
