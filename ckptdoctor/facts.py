@@ -35,7 +35,15 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "use_dora": (),
     "fan_in_fan_out": (),
     "batch_norm_eps": ("bn_eps",),
+    "rms_norm_offset": (),
 }  # fmt: skip
+
+# What RMSNorm adds to its stored weight, by `model_type`: `weight` or `1 + weight`. Families of one naming
+# differ in it. Source: the `forward` of each `...RMSNorm` in transformers 5.24 `models/*/modeling_*.py`.
+RMS_NORM_OFFSETS = {
+    **dict.fromkeys(("llama", "mistral", "mixtral", "qwen2", "qwen3", "phi3"), 0),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text", "recurrent_gemma", "qwen3_next"), 1),
+}
 
 _CANONICAL = {s: name for name, others in SPELLINGS.items() for s in (name, *others)}
 
@@ -60,11 +68,15 @@ def canonical(name: str) -> str | None:
 
 def facts_of(entries: Mapping[Any, Any], where: str) -> tuple[Fact, ...]:
     """The known facts among named values; a fact with two unlike values is none."""
-    return agreed(
+    found = [
         Fact(name, value, where)
         for key, value in entries.items()
         if isinstance(key, str) and (name := canonical(key)) and is_number(value)
-    )
+    ]
+    family = entries.get("model_type")
+    if isinstance(family, str) and family in RMS_NORM_OFFSETS:
+        found.append(Fact("rms_norm_offset", RMS_NORM_OFFSETS[family], f"model_type {family}, {where}"))
+    return agreed(found)
 
 
 def is_number(value: Any) -> bool:

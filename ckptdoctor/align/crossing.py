@@ -17,6 +17,7 @@ from ckptdoctor.align.expressions import UnevenError, UnknownValueError, names_i
 from ckptdoctor.align.model import Choice, Match, Question
 from ckptdoctor.align.quantities import Values, solve_values, sufficient
 from ckptdoctor.align.recipe import Family, Pairing, Recipe, recipes
+from ckptdoctor.decisions import fact_of
 from ckptdoctor.errors import PlanError
 from ckptdoctor.keys.capture import Binding, capture
 from ckptdoctor.keys.names import skeleton
@@ -206,8 +207,17 @@ def cross(state: State) -> None:
     whole: list[Crossing] = []
     for crossing in found:
         values = solve_values(crossing.recipe, _trees(crossing), facts.known(state))
+        if _disputed(state, crossing.recipe):
+            values.known.clear()
         (whole if crossing.work_out(values) else state.suspects).append(crossing)
     _settle(state, whole)
+
+
+def _disputed(state: State, recipe: Recipe) -> list[str]:
+    """Facts that the ops rest on and two places tell differently: what else would give them is no proof."""
+    used = {name for pair in recipe.pairs for name in pair.needs}
+    decided = {fact_of(value).name for value in facts.of_kind(state.decisions, "value")}
+    return facts.conflicts(state, recipe_facts(recipe, used) - decided)
 
 
 def _trees(crossing: Crossing) -> Mapping[str, tuple[ParamTree, dict[str, str], str]]:

@@ -71,7 +71,8 @@ def _facts(model: torch.nn.Module) -> tuple[Fact, ...]:
         config = vars(module).get("config")
         entries = config if isinstance(config, Mapping) else getattr(config, "__dict__", None)
         if isinstance(entries, Mapping):
-            configs[id(config)] = entries
+            # transformers keeps this one on the class.
+            configs[id(config)] = {"model_type": getattr(config, "model_type", None), **entries}
     found += [f for entries in configs.values() for f in facts_of(entries, "the model's config")]
     return agreed(found)
 

@@ -128,16 +128,19 @@ def llama(recipe: str, a: Callable[..., Tensor], title: str, cls: str = "Llama",
     return Case(recipe, title, lambda s: a(s, IDS, **heads), b, b.state, facts, root_a, "model.", plain, skip)
 
 
-def between(recipe: str, through: str, a: Callable[..., Tensor], b: Callable[..., Tensor]) -> Case:
+def between(
+    recipe: str, through: str, a: Callable[..., Tensor], b: Callable[..., Tensor], plain: bool = False
+) -> Case:
     """Neither side is transformers': the first state dict of b comes through another recipe."""
     llama = Transformers("LlamaForCausalLM", **LLAMA)
 
     def state() -> dict[str, Tensor]:
         return convert(through, "b", llama.state(), HEADS, {"a": "", "b": "model."})
 
-    return Case(
-        recipe, "grouped queries", lambda s: a(s, IDS, **DIMS), lambda s: b(s, IDS, **DIMS), state, HEADS
-    )
+    def run(forward: Callable[..., Tensor]) -> Forward:
+        return lambda s: forward(s, IDS, **DIMS)
+
+    return Case(recipe, "grouped queries", run(a), run(b), state, HEADS, plain=plain)
 
 
 NEOX = {k: LLAMA[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")}
@@ -172,9 +175,31 @@ FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 2}
 FALCON_MHA = {"multi_query": False, "new_decoder_architecture": False, "parallel_attn": True}
 
 
+PHI3 = Transformers("Phi3ForCausalLM", **LLAMA, pad_token_id=None)
+
+
 def phi3() -> Case:
-    a, b = (Transformers(f"{name}ForCausalLM", **LLAMA, pad_token_id=None) for name in ("Phi3", "Llama"))
-    return Case("phi3-llama", "grouped queries", a, b, b.state, HEADS, "model.", "model.", plain=True)
+    b = Transformers("LlamaForCausalLM", **LLAMA)
+    return Case("phi3-llama", "grouped queries", PHI3, b, b.state, HEADS, "model.", "model.", plain=True)
+
+
+def phi3_litgpt() -> Case:
+    def a(state: dict[str, Tensor]) -> Tensor:
+        return llamas.litgpt(state, IDS, **DIMS)
+
+    return Case("litgpt-phi3", "grouped queries", a, PHI3, PHI3.state, HEADS, "", "model.", plain=True)
+
+
+def gemma() -> Case:
+    model = Transformers("GemmaModel", **LLAMA, head_dim=8, pad_token_id=None)
+
+    def a(state: dict[str, Tensor]) -> Tensor:
+        return llamas.gemma(state, IDS, **DIMS)
+
+    def b(state: dict[str, Tensor]) -> Tensor:
+        return model.run(state, IDS).last_hidden_state
+
+    return Case("gemma-pytorch", "grouped queries", a, b, model.state, HEADS, "model.", plain=True)
 
 
 def lens(
@@ -182,6 +207,8 @@ def lens(
 ) -> Case:
     """TransformerLens on side b; its own state dict comes through the recipe, then gets other values."""
     facts = {"num_attention_heads": model.pop("heads", 6)}
+    if recipe == "transformer-lens-llama":
+        facts["rms_norm_offset"] = 0
 
     def state() -> dict[str, Tensor]:
         return convert(recipe, "a", a.state(), facts, {"a": root, "b": ""}, skip)
@@ -248,15 +275,16 @@ def swin_transformers(recipe: str, b: Transformers) -> Case:
     return Case(recipe, "a classifier", swin_openmmlab, run, b.state, {}, "backbone.", "swin.")
 
 
-def dinov2(recipe: str, b: Transformers) -> Case:
+def dinov2(recipe: str, b: Transformers, **names: Any) -> Case:
     image = IMAGE[:, :, :28, :28]
+
+    def a(state: dict[str, Tensor]) -> Tensor:
+        return dinov2_model.forward(state, image, 3, **names)
 
     def run(state: dict[str, Tensor]) -> Tensor:
         return b.run(state, image).last_hidden_state
 
-    return Case(
-        recipe, "a small ViT", lambda s: dinov2_model.forward(s, image, 3), run, b.state, {}, plain=True
-    )
+    return Case(recipe, "a small ViT", a, run, b.state, {}, plain=True)
 
 
 MEGATRON_NORMS = ("input_norm", "post_attention_norm", "final_norm")
@@ -303,7 +331,7 @@ CASES = [
     falcon("litgpt-falcon", "a k and v for each head", 6, False, **FALCON_MHA),
     falcon("litgpt-falcon-grouped", "7B: one k and v", 1, True, **FALCON_7B),
     falcon("litgpt-falcon-grouped", "40B: groups", 2, True, **FALCON_40B),
-    llama("internlm2-llama", llamas.internlm2, "grouped queries", root_a="model."),
+    llama("internlm2-llama", llamas.internlm2, "grouped queries"),
     phi3(),
     llama(
         "megatron-core-llama",
@@ -387,4 +415,10 @@ CASES = [
         attention_bias=True,
         plain=True,
     ),
+    between("llama-meta-torchtune", "torchtune-llama", llamas.meta, llamas.torchtune, plain=True),
+    between("llama-meta-gpt-fast", "gpt-fast-llama", llamas.meta, llamas.gpt_fast, plain=True),
+    phi3_litgpt(),
+    gemma(),
+    llama("litgpt-olmo2", llamas.olmo2, "grouped queries", "Olmo2", plain=True),
+    dinov2("dinov2-giant-timm", Transformers("Dinov2Model", **DINO_CONFIG), mlp=("fc1", "fc2")),
 ]

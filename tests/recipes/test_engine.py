@@ -62,4 +62,46 @@ def test_without_the_values_nothing_is_claimed_that_needs_them(case, side):
     else:
         (question,) = found.questions
         assert question.kind == "recipe" and "must be known" in question.title
-        assert any(flag.startswith("--value num_attention_heads=") for flag, _ in question.flags)
+        asked = {flag.removeprefix("--value ").partition("=")[0] for flag, _ in question.flags}
+        assert asked & set(case.facts)
+
+
+def first(recipe):
+    return next(case for case in CASES if case.recipe == recipe)
+
+
+def safe(found):
+    return {k for k, m in found.matches.items() if m.status == "safe"}
+
+
+def test_gemma_has_llamas_names_on_both_sides_and_is_not_taken_for_it():
+    """HookedTransformer keeps its norms as they are, transformers less one."""
+    source, due = crossing(first("transformer-lens-llama"), "a")
+    found = align(tree(source), tree(due), parse_decisions(["value=rms_norm_offset=1"]))
+    assert found.questions
+    assert not {"ln_final.w", "blocks.0.ln1.w", "blocks.0.ln2.w"} & safe(found)
+
+
+def test_gpt_fast_and_internlm2_pack_differently_under_the_same_names():
+    """A `wqkv` whose family cannot be told is never claimed."""
+    case = first("gpt-fast-llama")
+    source, due = crossing(case, "a")
+    decisions = parse_decisions(f"value={k}={v}" for k, v in case.facts.items())
+    del source["output.weight"], due["lm_head.weight"]
+    found = align(tree(source), tree(due), decisions)
+    assert found.questions
+    assert not [k for k in safe(found) if "q_proj" in k or "k_proj" in k or "v_proj" in k]
+
+
+def test_metas_names_with_norms_of_q_and_k_belong_to_others():
+    """torchtitan's Qwen3: Meta's names, but rotary halves."""
+    case = first("llama-meta")
+    source, due = crossing(case, "a")
+    for i in range(2):
+        for part in "qk":
+            source[f"layers.{i}.attention.{part}_norm.weight"] = torch.ones(8)
+            due[f"model.layers.{i}.self_attn.{part}_norm.weight"] = torch.ones(8)
+    decisions = parse_decisions(f"value={k}={v}" for k, v in case.facts.items())
+    found = align(tree(source), tree(due), decisions)
+    assert not [m for m in found.matches.values() if m.status == "safe" and any("rope" in op for op in m.ops)]
+    assert found.questions

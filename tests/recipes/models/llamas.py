@@ -9,7 +9,7 @@ ChatGLM3 `modeling_chatglm.py`.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 from tests.recipes.models.parts import (
     attention,
@@ -220,3 +220,35 @@ def chatglm(state, ids, **dims):
     """Half of each head's rows are rotary."""
     qkv = joined("self_attention.query_key_value", **dims)
     return forward(state, ids, CHATGLM, qkv, lambda x, theta: turn_pairs(x, theta, x.shape[-1] // 2))
+
+
+def olmo2(state, ids, **dims):
+    """LitGPT: norms behind attention and MLP, and over all heads of q and of k."""
+    x = state[LITGPT.embedding][ids]
+    for i in range(depth(state, "transformer.h.{}.attn.qkv.weight")):
+        at = f"transformer.h.{i}."
+        q, k, v = joined("attn.qkv", **dims)(state, at, x)
+        q, k = (
+            rms_norm(y.flatten(2), state[f"{at}attn.norm_{p}.weight"], EPS).view_as(y)
+            for p, y in (("q", q), ("k", k))
+        )
+        y = linear(state, at + "attn.proj", attention(turn_halves(q), turn_halves(k), v))
+        x = x + rms_norm(y, state[at + "post_attention_norm.weight"], EPS)
+        y = silu(linear(state, at + "mlp.fc_1", x)) * linear(state, at + "mlp.fc_2", x)
+        x = x + rms_norm(linear(state, at + "mlp.proj", y), state[at + "post_mlp_norm.weight"], EPS)
+    return linear(state, "lm_head", rms_norm(x, state["transformer.ln_f.weight"], EPS))
+
+
+def gemma(state, ids, **dims):
+    """The normalised last states. Source: google/gemma_pytorch `gemma/model.py`."""
+    x = state["embedder.weight"][ids]
+    x = x * x.shape[-1] ** 0.5
+    for i in range(depth(state, "model.layers.{}.input_layernorm.weight")):
+        at = f"model.layers.{i}."
+        y = rms_norm(x, 1 + state[at + "input_layernorm.weight"], EPS)
+        q, k, v = joined("self_attn.qkv_proj", **dims)(state, at, y)
+        x = x + linear(state, at + "self_attn.o_proj", attention(turn_halves(q), turn_halves(k), v))
+        y = rms_norm(x, 1 + state[at + "post_attention_layernorm.weight"], EPS)
+        gate = gelu(linear(state, at + "mlp.gate_proj", y), approximate="tanh")
+        x = x + linear(state, at + "mlp.down_proj", gate * linear(state, at + "mlp.up_proj", y))
+    return rms_norm(x, 1 + state["model.norm.weight"], EPS)
