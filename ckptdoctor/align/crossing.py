@@ -15,7 +15,7 @@ from ckptdoctor.align import facts
 from ckptdoctor.align.chosen import is_declared
 from ckptdoctor.align.expressions import UnevenError, UnknownValueError, names_in, substitute
 from ckptdoctor.align.model import Choice, Match, Question
-from ckptdoctor.align.quantities import Values, solve_values, sufficient
+from ckptdoctor.align.quantities import Values, facts_behind, solve_values, sufficient
 from ckptdoctor.align.recipe import Family, Pairing, Recipe, recipes
 from ckptdoctor.decisions import fact_of
 from ckptdoctor.errors import PlanError
@@ -217,7 +217,7 @@ def _disputed(state: State, recipe: Recipe) -> list[str]:
     """Facts that the ops rest on and two places tell differently: what else would give them is no proof."""
     used = {name for pair in recipe.pairs for name in pair.needs}
     decided = {fact_of(value).name for value in facts.of_kind(state.decisions, "value")}
-    return facts.conflicts(state, recipe_facts(recipe, used) - decided)
+    return facts.conflicts(state, facts_behind(recipe, used) - decided)
 
 
 def _trees(crossing: Crossing) -> Mapping[str, tuple[ParamTree, dict[str, str], str]]:

@@ -111,3 +111,17 @@ def _has_dim(values: Values, place: str, n: int) -> bool:
     except UnknownValueError:
         return False
     return True
+
+
+def facts_behind(recipe: Recipe, needs: Iterable[str]) -> set[str]:
+    """Facts on which these values may rest, in any of the ways to know them."""
+    found: set[str] = set()
+    todo, done = list(needs), set[str]()
+    while todo:
+        name = todo.pop()
+        if name not in done:
+            done.add(name)
+            for way in recipe.values.get(name, ()):
+                found.update(calls_in(way, "fact"))
+                todo += names_in(f"{{{way}}}")
+    return found
