@@ -12,7 +12,10 @@ Action = Literal["loaded", "kept", "reinitialised", "tied"]
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """A forward pass that gave what was expected: how much was compared, how, and the largest difference."""
+    """A forward pass that gave what was expected: how much was compared, how, and the largest difference.
+
+    ``atol`` is the widest of those that the outputs were given.
+    """
 
     outputs: int
     values: int

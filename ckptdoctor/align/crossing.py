@@ -7,7 +7,7 @@ not repeat alike, the keys whose layout it knows to differ are never claimed by 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from ckptdoctor.align import facts
 from ckptdoctor.align.chosen import is_declared
 from ckptdoctor.align.expressions import UnevenError, UnknownValueError, names_in, substitute
 from ckptdoctor.align.model import Choice, Match, Question
-from ckptdoctor.align.quantities import Values, solve_values
+from ckptdoctor.align.quantities import Values, facts_behind, solve_values, sufficient
 from ckptdoctor.align.recipe import Family, Pairing, Recipe, recipes
 from ckptdoctor.decisions import fact_of
 from ckptdoctor.errors import PlanError
@@ -68,6 +68,16 @@ class Names:
             return root + text if root + text in self.keys else None
         return next((p + text for p in _above(root) if p + text in self.keys), None)
 
+    def whole(self, patterns: Sequence[str], root: str, unless: Sequence[str] = ()) -> set[Bound]:
+        """What the first pattern's open places stand for, where all patterns are there and no other is."""
+        (first,) = self.bindings([patterns[0]], root)
+        return {
+            bound
+            for bound in first
+            if all(self.resolve(p, root, bound) is not None for p in patterns)
+            and all(self.resolve(p, root, bound) is None for p in unless)
+        }
+
     def bindings(self, patterns: list[str], root: str) -> list[set[Bound]]:
         """For each pattern what its open places stand for in the names that fit."""
         inner = FirstMatch([p for p in patterns if not p.startswith("^")])
@@ -99,6 +109,16 @@ def _above(root: str) -> Iterator[str]:
         yield ""
 
 
+def _sharing(pairs: Sequence[Pairing]) -> list[list[Pairing]]:
+    """Pairings of the same keys (a block with a shortcut, one without) have them in common."""
+    groups: dict[tuple[str, ...], list[Pairing]] = {}
+    for pair in pairs:
+        group = groups.get(("left", *pair.left)) or groups.get(("right", *pair.right)) or []
+        group.append(pair)
+        groups["left", *pair.left] = groups["right", *pair.right] = group
+    return list({id(group): group for group in groups.values()}.values())
+
+
 def named(tree: ParamTree, keys: Iterable[str]) -> Names:
     """Names of the open keys of a tree."""
     names = {strip_key(k): k for k in keys}
@@ -120,27 +140,25 @@ class Crossing:
     open: dict[str, Choice] = field(default_factory=dict)  # the same where a value is not known
     lost: dict[str, str] = field(default_factory=dict)  # model key -> why no op makes it
     needs: set[str] = field(default_factory=set)  # values that are not known
-    conflict: str = ""
+    values: Values = field(default_factory=lambda: Values({}, {}))
 
     def work_out(self, values: Values) -> bool:
         """Whether the recipe explains both trees; then claims, open keys and lost ones are filled in."""
-        self.conflict = values.conflict
-        pairs = self.recipe.pairs
-        mine = self.source.bindings([p.left[0] for p in pairs], self.roots[0])
-        theirs = self.target.bindings([p.right[0] for p in pairs], self.roots[1])
-        for pair, here, there in zip(pairs, mine, theirs, strict=True):
+        self.values = values
+        for pairs in _sharing(self.recipe.pairs):
+            mine = [self.source.whole(p.left, self.roots[0], p.unless[0]) for p in pairs]
+            theirs = [self.target.whole(p.right, self.roots[1], p.unless[1]) for p in pairs]
+            here, there = set[Bound]().union(*mine), set[Bound]().union(*theirs)
             if here and there and here != there:
                 return False
-            for bound in sorted(here & there):
-                if not self._pair(pair, bound, values):
+            for pair, left, right in zip(pairs, mine, theirs, strict=True):
+                if not all(self._pair(pair, bound, values) for bound in sorted(left & right)):
                     return False
         return True
 
     def _pair(self, pair: Pairing, bound: Bound, values: Values) -> bool:
         left = [self.source.resolve(p, self.roots[0], bound) for p in pair.left]
         right = [self.target.resolve(p, self.roots[1], bound) for p in pair.right]
-        if None in left or None in right:
-            return False
         sources = tuple(self.source.keys[n] for n in left if n is not None)
         targets = [self.target.keys[n] for n in right if n is not None]
         if not pair.forward:
@@ -151,7 +169,7 @@ class Crossing:
         )
 
     def _claim(self, target: str, sources: tuple[str, ...], text: str, values: Values) -> bool:
-        why = f"recipe {self.recipe.name}: {self.recipe.note}" if text else f"recipe {self.recipe.name}"
+        why = self.recipe.note if text else ""
         try:
             chain = parse_chain(substitute(text, values.known, values.look))
             made = chain.out_shape([self.source.tree[s].shape for s in sources])
@@ -199,7 +217,7 @@ def _disputed(state: State, recipe: Recipe) -> list[str]:
     """Facts that the ops rest on and two places tell differently: what else would give them is no proof."""
     used = {name for pair in recipe.pairs for name in pair.needs}
     decided = {fact_of(value).name for value in facts.of_kind(state.decisions, "value")}
-    return facts.conflicts(state, recipe_facts(recipe, used) - decided)
+    return facts.conflicts(state, facts_behind(recipe, used) - decided)
 
 
 def _trees(crossing: Crossing) -> Mapping[str, tuple[ParamTree, dict[str, str], str]]:
@@ -227,12 +245,14 @@ def _settle(state: State, whole: list[Crossing]) -> None:
             if all((choice.sources, choice.ops) != (c.sources, c.ops) for c in ways[key]):
                 ways[key].append(choice)
     unknown = {k for c in whole for k in c.open}
+    names = {k: c.recipe.name for c in reversed(whole) for k in (*c.claims, *c.open)}
     for key, choices in ways.items():
         first = choices[0]
         if len(choices) == 1 and key not in unknown:
-            state.matches[key] = Match(key, "safe", first.sources, first.ops, (first.why,))
+            reasons = (f"recipe {names[key]}", *filter(None, [first.why]))
+            state.matches[key] = Match(key, "safe", first.sources, first.ops, reasons)
         else:
-            state.matches[key] = Match(key, "undecided", (), (), (first.why,), tuple(choices))
+            state.matches[key] = Match(key, "undecided", (), (), (f"recipe {names[key]}",), tuple(choices))
     for crossing in whole:
         for key, why in crossing.lost.items():
             state.matches[key] = Match(key, "missing", evidence=(why,))
@@ -243,30 +263,15 @@ def _settle(state: State, whole: list[Crossing]) -> None:
 def _ask(state: State, crossing: Crossing) -> None:
     recipe = crossing.recipe
     if crossing.open:
-        wanted = sorted(recipe_facts(recipe, crossing.needs))
+        wanted = sufficient(recipe, crossing.values, crossing.needs)
         title = f"{recipe.title}: {', '.join(sorted(crossing.needs))} must be known, and no shape shows it"
-        notes = (recipe.note, *facts.conflicts(state, wanted), *filter(None, [crossing.conflict]))
+        notes = (*facts.conflicts(state, wanted), *filter(None, [crossing.values.conflict]))
         flags = tuple((f"--value {name}=N", "or a config.json beside the checkpoint") for name in wanted)
         state.questions.append(Question("recipe", title, tuple(crossing.open), (), notes, flags))
     if crossing.lost:
         title = f"{recipe.title}: {next(iter(crossing.lost.values()))}"
         flags = tuple((f"--reinit '{k}'", "keep the model's initial value") for k in list(crossing.lost)[:3])
         state.questions.append(Question("recipe", title, tuple(crossing.lost), (), (recipe.note,), flags))
-
-
-def recipe_facts(recipe: Recipe, needs: Iterable[str]) -> set[str]:
-    """Facts that would give the values."""
-    from ckptdoctor.align.expressions import calls_in
-
-    found: set[str] = set()
-    todo, done = list(needs), set()
-    while todo:
-        name = todo.pop()
-        done.add(name)
-        for way in recipe.values.get(name, ()):
-            found.update(calls_in(way, "fact"))
-            todo += [n for n in names_in(f"{{{way}}}") if n not in done]
-    return found
 
 
 def unexplained(state: State) -> None:

@@ -24,18 +24,16 @@ class UnknownValueError(Exception):
 
 
 class UnevenError(Exception):
-    """A division with a remainder, or a result that is no whole number: the facts cannot be right."""
+    """A division with a remainder: the facts cannot be right."""
 
 
-def evaluate(text: str, names: Mapping[str, Number], look: Look) -> int:
-    """The whole number that the expression stands for.
+def evaluate(text: str, names: Mapping[str, Number], look: Look) -> Number:
+    """The number that the expression stands for; a whole one is an ``int``.
 
     Raises :class:`UnknownValueError` or :class:`UnevenError`; ``ValueError`` for what is no expression.
     """
     value = _value(_tree(text), names, look)
-    if value != int(value):
-        raise UnevenError(f"`{text}` is {value:g}")
-    return int(value)
+    return int(value) if value == int(value) else value
 
 
 def substitute(text: str, names: Mapping[str, Number], look: Look) -> str:
@@ -54,6 +52,12 @@ def calls_in(text: str, name: str) -> list[str]:
     """First arguments of the calls of ``name`` in an expression."""
     calls = (n for n in ast.walk(_tree(text)) if isinstance(n, ast.Call) and ast.unparse(n.func) == name)
     return [str(ast.literal_eval(c.args[0])) for c in calls]
+
+
+def dims_in(text: str) -> list[tuple[str, int]]:
+    """Arguments of the calls of ``dim`` in an expression."""
+    calls = (n for n in ast.walk(_tree(text)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "dim")
+    return [(str(ast.literal_eval(c.args[0])), int(ast.literal_eval(c.args[1]))) for c in calls]
 
 
 @lru_cache(maxsize=4096)

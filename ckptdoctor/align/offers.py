@@ -77,7 +77,7 @@ def _grids(have: Shape, want: Shape, dim: int) -> dict[str, str]:
     for prefix in PREFIXES:
         old, new = _side(have[dim] - prefix), _side(want[dim] - prefix)
         if old and new:
-            kept = f"keeping {prefix} tokens before the grid" if prefix else "the whole table"
+            kept = f"keeping what stands before the grid ({prefix})" if prefix else "the whole table"
             words = f"resample the grid from {old} x {old} to {new} x {new}, {kept}"
             found[f"resize_grid({prefix};{old},{old};{new},{new})"] = words
     return found

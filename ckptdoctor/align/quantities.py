@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align.expressions import Number, UnevenError, UnknownValueError, evaluate
+from ckptdoctor.align.expressions import (
+    Number,
+    UnevenError,
+    UnknownValueError,
+    calls_in,
+    dims_in,
+    evaluate,
+    names_in,
+)
 from ckptdoctor.align.recipe import Recipe
 from ckptdoctor.facts import Fact
 from ckptdoctor.trees import ParamTree
@@ -60,8 +68,8 @@ def solve_values(recipe: Recipe, trees: Mapping[str, Tree], facts: Mapping[str, 
     return values
 
 
-def _ways(values: Values, name: str, ways: Sequence[str]) -> dict[str, int]:
-    found = {}
+def _ways(values: Values, name: str, ways: Sequence[str]) -> dict[str, Number]:
+    found: dict[str, Number] = {}
     for way in ways:
         try:
             found[way] = evaluate(way, values.known, values.look)
@@ -69,4 +77,51 @@ def _ways(values: Values, name: str, ways: Sequence[str]) -> dict[str, int]:
             continue
         except UnevenError as error:
             found[f"{way} ({error})"] = -1
+    return found
+
+
+def sufficient(recipe: Recipe, values: Values, needs: Iterable[str]) -> list[str]:
+    """Facts each of which would make all the needed values known; all that play a part where none does."""
+    asked = dict.fromkeys(f for ways in recipe.values.values() for way in ways for f in calls_in(way, "fact"))
+    enough = [fact for fact in asked if set(needs) <= _knowable(recipe, values, fact)]
+    return enough or list(asked)
+
+
+def _knowable(recipe: Recipe, values: Values, fact: str) -> set[str]:
+    """Names of values that would be known if this fact were, whatever it is."""
+    known = set(values.known)
+    for _ in recipe.values:
+        known |= {
+            n for n, ways in recipe.values.items() if any(_follows(w, values, known, fact) for w in ways)
+        }
+    return known
+
+
+def _follows(way: str, values: Values, known: set[str], fact: str) -> bool:
+    if not names_in(f"{{{way}}}") <= known:
+        return False
+    if any(f != fact and f not in values.facts for f in calls_in(way, "fact")):
+        return False
+    return all(_has_dim(values, *place) for place in dims_in(way))
+
+
+def _has_dim(values: Values, place: str, n: int) -> bool:
+    try:
+        values.look("dim", (place, n))
+    except UnknownValueError:
+        return False
+    return True
+
+
+def facts_behind(recipe: Recipe, needs: Iterable[str]) -> set[str]:
+    """Facts on which these values may rest, in any of the ways to know them."""
+    found: set[str] = set()
+    todo, done = list(needs), set[str]()
+    while todo:
+        name = todo.pop()
+        if name not in done:
+            done.add(name)
+            for way in recipe.values.get(name, ()):
+                found.update(calls_in(way, "fact"))
+                todo += names_in(f"{{{way}}}")
     return found

@@ -38,6 +38,8 @@ class Pairing:
     forward: tuple[str, ...]
     back: tuple[str, ...]
     one_way: str = ""
+    # Keys of either side: where one of them is there, another pairing is meant.
+    unless: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     @property
     def needs(self) -> set[str]:
@@ -62,7 +64,8 @@ class Recipe:
     def reversed(self) -> Recipe:
         """The crossing the other way round."""
         pairs = tuple(
-            replace(p, left=p.right, right=p.left, forward=p.back, back=p.forward) for p in self.pairs
+            replace(p, left=p.right, right=p.left, forward=p.back, back=p.forward, unless=p.unless[::-1])
+            for p in self.pairs
         )
         return replace(
             self, left=self.right, right=self.left, pairs=pairs, sides=(self.sides[1], self.sides[0])

@@ -150,8 +150,8 @@ def little_fits(state: State) -> None:
     used_t |= {u.index for u in state.targets if u.path in names}
     mine = sum(len(sources[i].whole) for i in used_s), sum(len(u.whole) for u in state.sources)
     theirs = sum(len(targets[i].whole) for i in used_t), sum(len(u.whole) for u in state.targets)
-    if state.refusal or not mine[1] or not theirs[1]:
-        return
+    if state.refusal or state.crossed or not mine[1] or not theirs[1]:
+        return  # a recipe that explains both trees knows the architecture
     named = state.base.exact >= LITTLE * min(mine[1], theirs[1])
     least = LITTLE if named else PART
     if mine[0] < least * mine[1] and theirs[0] < least * theirs[1]:

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
     from ckptdoctor.targets import Target
 
-# (rtol, atol) of the least exact dtype among outputs, expected values and parameters; as for torch.allclose,
-# |output - expected| <= atol + rtol * |expected|. Wide enough for other kernels and threads, far below what a
-# wrong layout does.
+# Of the least exact dtype among outputs, expected values and parameters: rtol, and atol as a share of the
+# largest expected value of an output. As for torch.allclose, |output - expected| <= atol + rtol * |expected|.
+# Some ten times what other kernels and threads do to a deep network, and below what a wrong layout does.
 TOLERANCES = {
-    "float64": (1e-7, 1e-8),
-    "float32": (1e-3, 1e-4),
-    "float16": (1e-2, 1e-2),
-    "bfloat16": (2e-2, 2e-2),
+    "float64": (1e-7, 1e-9),
+    "float32": (1e-4, 1e-5),
+    "float16": (1e-2, 5e-3),
+    "bfloat16": (4e-2, 2e-2),
 }
-COARSEST = (5e-2, 5e-2)  # 8-bit floats
+COARSEST = (1e-1, 5e-2)  # 8-bit floats
 _MOST = 4  # differing outputs that a message names
 _HINT = "a layout that no shape shows is wrong, or the model has other settings (heads, eps, activation)"
 
@@ -41,7 +41,7 @@ class Probe:
     """Known ``inputs`` (a tensor, a tuple of arguments or a dict of keyword arguments) and ``expected``.
 
     ``expected`` is a tensor or nested like the model's output; of a mapping only the named outputs are
-    compared. ``rtol`` and ``atol`` replace the tolerance that the dtype gives.
+    compared. ``rtol`` and ``atol`` (absolute) replace what the dtype and the size of the outputs give.
     """
 
     inputs: Any
@@ -184,13 +184,16 @@ def compare(probe: Probe, outputs: Any, dtypes: Iterable[str], state: str) -> Pr
     import torch
 
     pairs = list(_pairs(probe.expected, outputs))
-    rtol, atol = _tolerance(probe, pairs, dtypes)
-    if all(_differences(torch.zeros_like(due), due, rtol, atol)[1] == 0 for _, _, due in pairs):
+    rtol, share = _tolerance(probe, pairs, dtypes)
+    atols = [share * _largest(due) if probe.atol is None else float(probe.atol) for _, _, due in pairs]
+    atol = max(atols)
+    blank = zip(pairs, atols, strict=True)
+    if all(_differences(torch.zeros_like(due), due, rtol, a)[1] == 0 for (_, _, due), a in blank):
         raise ApplyError(
             f"the probe proves nothing: zeros would pass within rtol={rtol:g} and atol={atol:g}. Take inputs "
             "with larger outputs, or give a smaller atol"
         )
-    judged = [_judged(path, found, due, rtol, atol) for path, found, due in pairs]
+    judged = [_judged(*pair, rtol, a) for pair, a in zip(pairs, atols, strict=True)]
     if problems := [words for words, _ in judged if words]:
         more = [f"... and {len(problems) - _MOST} more"] if len(problems) > _MOST else []
         first = f"the outputs are not those of the probe (rtol={rtol:g}, atol={atol:g}); {state}:"
@@ -205,11 +208,17 @@ def _tolerance(
     names = {str(t.dtype).removeprefix("torch.") for _, *both in pairs for t in both if _is_float(t)}
     names |= {name for name in dtypes if name in TOLERANCES or name.startswith("float8")}
     known = [TOLERANCES.get(name, COARSEST) for name in names] or [TOLERANCES["float32"]]
-    rtol, atol = max(known)
-    return (
-        rtol if probe.rtol is None else float(probe.rtol),
-        atol if probe.atol is None else float(probe.atol),
-    )
+    rtol, share = max(known)
+    return rtol if probe.rtol is None else float(probe.rtol), share
+
+
+def _largest(due: Tensor) -> float:
+    """The largest finite absolute value; 0 when there is none."""
+    import torch
+
+    size = due.to(torch.complex128 if due.is_complex() else torch.float64).abs()
+    size = size[torch.isfinite(size)]
+    return float(size.max()) if size.numel() else 0.0
 
 
 def _is_float(value: Any) -> bool:

@@ -75,8 +75,9 @@ def test_a_right_load_passes_and_the_receipt_says_what_was_compared(here):
     generator = torch.get_rng_state()
     receipt = ckd.auto_load(model, "good.pth", probe="probe.pt")
     assert receipt.loaded == 7 and receipt.probe.values == 24 and receipt.probe.largest < 1e-5
-    assert (receipt.probe.rtol, receipt.probe.atol) == (1e-3, 1e-4)
-    assert "probe: 24 values of 1 output as expected within rtol=0.001, atol=0.0001" in str(receipt)
+    largest = torch.load("probe.pt")["expected"].abs().max().item()
+    assert (receipt.probe.rtol, receipt.probe.atol) == (1e-4, pytest.approx(1e-5 * largest))
+    assert "probe: 24 values of 1 output as expected within rtol=0.0001, atol=" in str(receipt)
     assert receipt.to_dict()["probe"]["outputs"] == 1
     assert model.training and model.norm.training and not model.drop.training, "as it was"
     assert model.norm.num_batches_tracked == 0 and torch.equal(torch.get_rng_state(), generator)
@@ -91,7 +92,7 @@ def test_rows_in_another_order_load_without_a_probe_and_are_rolled_back_with_one
         ProbeError, match=r"the output: \d+ of 24 values differ, most by .* at \[\d, \d\] \("
     ) as seen:
         ckd.auto_load(model, "turned.pth", probe="probe.pt")
-    assert "rtol=0.001, atol=0.0001" in str(seen.value) and "layout that no shape shows" in str(seen.value)
+    assert "(rtol=0.0001, atol=" in str(seen.value) and "layout that no shape shows" in str(seen.value)
     assert unchanged(model, before) and model.training
     assert ckd.auto_load(model, "turned.pth").loaded == 7, "shapes and names show nothing"
 
@@ -225,9 +226,19 @@ def test_the_tolerance_is_that_of_the_coarsest_dtype_unless_it_is_given(tmp_path
         check(near, W, W, tmp_path)
     assert check(near, W, W, tmp_path, rtol=0.01).rtol == 0.01
     assert check(near, W, W.half(), tmp_path).rtol == 1e-2
-    assert check(lambda w, x: w.double(), W, W.double(), tmp_path).rtol == 1e-3, "the parameters are float32"
+    assert check(lambda w, x: w.double(), W, W.double(), tmp_path).rtol == 1e-4, "the parameters are float32"
     with pytest.raises(ProbeError):
-        check(lambda w, x: w * 1.0005, W, W, tmp_path, rtol=0, atol=0)
+        check(lambda w, x: w * 1.00005, W, W, tmp_path, rtol=0, atol=0)
+
+
+def test_small_outputs_are_held_to_their_own_size(tmp_path):
+    """An absolute tolerance that fits logits would let anything pass beside probabilities."""
+    small, wrong = (W * 1e-6, W * 1e-6), lambda w, x: (w * 1e-6, w.flip(0) * 1e-6)
+    assert check(lambda w, x: (w * 1e-6, w * 1e-6), W, small, tmp_path).atol == pytest.approx(3e-11)
+    with pytest.raises(ProbeError, match=r"`\[1\]`: 2 of 3"):
+        check(wrong, W, small, tmp_path)
+    with pytest.raises(ProbeError, match=r"`\[1\]`: 2 of 3"):
+        check(lambda w, x: (w * 1e6, w.flip(0) * 1e-6), W, (W * 1e6, W * 1e-6), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +248,7 @@ def test_the_tolerance_is_that_of_the_coarsest_dtype_unless_it_is_given(tmp_path
         (torch.zeros(0), {}, "holds no values"),
         (None, {}, "holds no values"),
         (torch.zeros(3), {}, "zeros would pass"),
-        (torch.full((3,), 1e-5), {}, "zeros would pass"),
+        (torch.full((3,), 1e-5), {"atol": 1e-4}, "zeros would pass"),
         (W, {"atol": 10.0}, "zeros would pass"),
         (W, {"atol": -1.0}, "atol is -1"),
         (W, {"rtol": float("nan")}, "rtol is nan"),

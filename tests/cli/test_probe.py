@@ -39,6 +39,6 @@ def test_repair_writes_only_what_passes(run: Run, files: Path) -> None:
 def test_apply_probes_the_plans_model(run: Run, files: Path) -> None:
     assert run("plan", "net.py:build", "good.pth", "-o", "repair.toml").code == 0
     done = run("apply", "repair.toml", "-o", "out.pth", "--probe", "probe.pt", "--format", "json")
-    assert json.loads(done.out)["probe"]["rtol"] == 1e-3
+    assert json.loads(done.out)["probe"]["rtol"] == 1e-4
     assert run("apply", "repair.toml", "square.pth", "-o", "no.pth", "--probe", "probe.pt").code == 1
     assert not Path("no.pth").exists()
