@@ -47,7 +47,8 @@ def run(forward, state):
 
 
 def test_every_recipe_is_proved():
-    assert {case.recipe for case in CASES} | set(mtcnn.RECIPES) == set(NAMES)
+    elsewhere = {"repvgg-deploy"}  # forward only: tests/repairs/test_repvgg.py
+    assert {case.recipe for case in CASES} | set(mtcnn.RECIPES) | elsewhere == set(NAMES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
