@@ -47,7 +47,7 @@ def run(forward, state):
 
 
 def test_every_recipe_is_proved():
-    elsewhere = {"repvgg-deploy"}  # one way only: tests/repairs/test_repvgg.py
+    elsewhere = {"repvgg-deploy"}  # forward only: tests/repairs/test_repvgg.py
     assert {case.recipe for case in CASES} | set(mtcnn.RECIPES) | elsewhere == set(NAMES)
 
 

@@ -54,7 +54,7 @@ def attend(state, at, x, rotary, bias):
 def mlp(state, at, x, act):
     hidden = x @ state[at + "W_in"]
     if at + "W_gate" in state:
-        hidden = act(x @ state[at + "W_gate"]) * hidden
+        hidden = plus(state, at + "b_in", act(x @ state[at + "W_gate"]) * hidden)
     else:
         hidden = act(plus(state, at + "b_in", hidden))
     return plus(state, at + "b_out", hidden @ state[at + "W_out"])
@@ -62,7 +62,7 @@ def mlp(state, at, x, act):
 
 def forward(state, ids, act=silu, rotary=0, parallel=False, with_alibi=False):
     x = state["embed.W_E"][ids]
-    if "pos_embed.W_pos" in state:
+    if "pos_embed.W_pos" in state and not with_alibi:  # there and not used
         x = x + state["pos_embed.W_pos"][: ids.shape[1]]
     if "embed.ln.w" in state:
         x = norm(state, "embed.ln", x)
