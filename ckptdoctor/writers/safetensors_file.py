@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +32,29 @@ def write_safetensors(values: Mapping[str, Any], path: Path) -> None:
     if other:
         raise ApplyError(f".safetensors holds tensors only, not {listing(other)}; write a .pth file instead")
     try:
-        save_file(_unshared(values), path, metadata={"format": "pt"})
+        with _room(path) as inside:
+            save_file(_unshared(values), inside, metadata={"format": "pt"})
+            os.replace(inside, path)
     except OSError:
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {printable(str(error))}"
         raise ApplyError(f"safetensors could not write this ({what}); write a .pth file instead") from error
+
+
+@contextmanager
+def _room(path: Path) -> Iterator[Path]:
+    """A file in a folder of its own beside ``path``.
+
+    The library writes to a temporary file of a name of its choice in the same folder, and a killed process
+    would leave that where nobody could tell whose it is.
+    """
+    folder = path.with_name(path.name + ".d")
+    folder.mkdir()
+    try:
+        yield folder / "file"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unshared(values: Mapping[str, Any]) -> dict[str, Any]:
