@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -286,6 +285,7 @@ def _target(
     decisions: Sequence[Decision] = (),
 ) -> Target:
     from ckptdoctor.targets import Target, load_target
+    from ckptdoctor.targets.live import live_target, with_settings
     from ckptdoctor.trees import ParamTree
 
     if isinstance(model, Target):
@@ -295,30 +295,8 @@ def _target(
     if isinstance(model, str | os.PathLike):
         prefer = (lambda found: _best(found, archive, decisions)) if archive is not None else None
         found = load_target(model, kwargs=kwargs, timeout=timeout, prefer=prefer)
-        return _with_settings(found, Path(os.fspath(model).partition(":")[0]).parent)
-    return _with_settings(_live_target(model), Path())
-
-
-def _with_settings(target: Target, folder: Path) -> Target:
-    """What ``[tool.ckptdoctor] renamed_from`` declares, under what the model itself declares."""
-    from ckptdoctor.settings import renamed_from
-
-    declared = renamed_from(folder if folder.is_dir() else Path())
-    if not declared:
-        return target
-    return replace(target, tree=replace(target.tree, renamed={**declared, **target.tree.renamed}))
-
-
-def _live_target(model: torch.nn.Module) -> Target:
-    import inspect as python
-
-    from ckptdoctor.targets import Target
-
-    place = ""
-    with suppress(TypeError, OSError):
-        file = python.getsourcefile(type(model)) or ""
-        place = f"{Path(file).name}:{python.getsourcelines(type(model))[1]}" if file else ""
-    return Target(snapshot(model), type(model).__name__, place)
+        return with_settings(found, Path(os.fspath(model).partition(":")[0]).parent)
+    return live_target(model)
 
 
 def _best(found: Sequence[Target], archive: Archive, decisions: Sequence[Decision]) -> int | None:

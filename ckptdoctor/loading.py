@@ -37,6 +37,7 @@ def apply_to_model(
     source: str = "",
     state_dict: str = "",
     target: str = "",
+    then: Callable[[], None] | None = None,
 ) -> Receipt:
     """Fill a live model from a checkpoint and verify it; the model is untouched unless all of it holds.
 
@@ -44,7 +45,8 @@ def apply_to_model(
     model's tree from before. ``fresh`` opens the file once more for the verification (default: ``reader``
     again). ``device`` says where tensors on meta are created; other models are filled where they are.
     ``source_versions`` is the checkpoint's ``_metadata``; ``accept`` names cast classes that a person
-    accepted (``"range"``). ``source``, ``state_dict`` and ``target`` are words for the receipt.
+    accepted (``"range"``). ``source``, ``state_dict`` and ``target`` are words for the receipt. ``then`` runs
+    last inside of the transaction: if it raises, the model is as before, too.
 
     Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
     """
@@ -56,6 +58,8 @@ def apply_to_model(
         casts = verify_model(expansion, again, model, ties=target_tree.ties, before=before, accept=accept)
         entries = _entries(expansion, target_tree, casts)
         receipts.append(Receipt(source, state_dict, target, entries=entries, unused=dict(expansion.unused)))
+        if then is not None:
+            then()
 
     run_on_model(
         expansion,
