@@ -151,7 +151,7 @@ class _Carrier:
             found.append(
                 self._not_carried(
                     self.computed,
-                    "are computed from the checkpoint's, and their moments are not a function of the saved ones",
+                    "are computed, and their moments are no function of the saved ones",
                 )
             )
         if self.whole:

@@ -25,7 +25,8 @@ SCHEDULED = frozenset(
 
 # Settings that tell the kinds of optimizers apart.
 KINDS = frozenset({
-    "betas", "momentum", "rho", "alpha", "lambd", "etas", "history_size", "lr_decay", "beta2_decay", "ns_steps",
+    "betas", "momentum", "rho", "alpha", "lambd", "etas", "history_size", "lr_decay", "beta2_decay",
+    "ns_steps",
 })  # fmt: skip
 
 
@@ -116,18 +117,6 @@ def _foreign(carried: Carry, groups: Sequence[Mapping[str, Any]], optimizer: str
     saved, group = carried.saved, dict(groups[0]) if groups else {}
     theirs = dict(saved.groups[0]) if saved.groups else {}
     known = {k for k in group if k not in MACHINE | {"params", "param_names", "initial_lr", "swa_lr"}}
-    core = {
-        "betas",
-        "momentum",
-        "rho",
-        "alpha",
-        "lambd",
-        "etas",
-        "history_size",
-        "lr_decay",
-        "beta2_decay",
-        "ns_steps",
-    }
     lacks = sorted((known & KINDS) - set(theirs))
     more = sorted((set(theirs) & KINDS) - known)
     differs = [k for k in IDENTITY if k in group and k in theirs and group[k] != theirs[k]]

@@ -55,7 +55,7 @@ LAYOUTS: tuple[Layout, ...] = (
             "scheduler": ("param_schedulers",), "scaler": ("optimizer.loss_scaler",),
             "epoch": ("meta.epoch",), "iteration": ("meta.iter",),
         },
-        "mmengine swaps the two when it saves: `state_dict` is the average, `ema_state_dict` what was trained",
+        "mmengine swaps them when it saves: `state_dict` is the average, `ema_state_dict` was trained",
     ),
     Layout(
         "mmengine",
@@ -88,7 +88,8 @@ LAYOUTS: tuple[Layout, ...] = (
             "model": ("model",), "ema": ("extra_state.ema", "extra_state.ema_fp32_params"),
             "optimizer": ("last_optimizer_state",),
             "scheduler": ("optimizer_history[-1].lr_scheduler_state",),
-            "epoch": ("extra_state.train_iterator.epoch",), "iteration": ("optimizer_history[-1].num_updates",),
+            "epoch": ("extra_state.train_iterator.epoch",),
+            "iteration": ("optimizer_history[-1].num_updates",),
         },
     ),
     Layout(
@@ -146,14 +147,14 @@ PLAIN = Layout(
             "grad_scaler_state_dict", "amp",
         ),
         "epoch": ("epoch", "start_epoch", "last_epoch", "current_epoch", "epochs"),
-        "iteration": ("iteration", "global_step", "step", "iter", "num_updates", "it", "steps", "current_iter"),
+        "iteration": ("iteration", "global_step", "step", "iter", "num_updates", "it", "steps"),
     },
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A training status in several files. ``files``: role -> file names; ``numbers``: role -> (file, path)."""
+    """A training status in several files. ``files``: role -> names; ``numbers``: role -> (file, path)."""
 
     name: str
     marks: tuple[str, ...]  # one of them is there
@@ -172,7 +173,10 @@ FOLDERS: tuple[Folder, ...] = (
     Folder(
         "a transformers Trainer folder",
         ("trainer_state.json",),
-        {"optimizer": ("optimizer.pt", "optimizer.bin"), "scheduler": ("scheduler.pt",), "scaler": ("scaler.pt",)},
+        {
+            "optimizer": ("optimizer.pt", "optimizer.bin"), "scheduler": ("scheduler.pt",),
+            "scaler": ("scaler.pt",),
+        },
         {"epoch": ("trainer_state.json", "epoch"), "iteration": ("trainer_state.json", "global_step")},
         (*WEIGHTS, *ADAPTERS),
         ("trainer_state.json", "rng_state.pth", "rng_state_0.pth"),

@@ -43,9 +43,7 @@ def bare_optimizer(thing: Any) -> torch.optim.Optimizer:
     while isinstance(inner := getattr(thing, "optimizer", None), torch.optim.Optimizer) and seen < 8:
         thing, seen = inner, seen + 1
     if not isinstance(thing, torch.optim.Optimizer):
-        raise ApplyError(
-            f"optimizer= is a {printable(type(thing).__name__)}, no torch.optim.Optimizer; give the one inside"
-        )
+        raise ApplyError(f"optimizer= is a {printable(type(thing).__name__)}, no torch.optim.Optimizer")
     return thing
 
 

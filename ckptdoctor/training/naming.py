@@ -79,11 +79,11 @@ def _by_names(saved: Saved, sides: Sides) -> Named:
             problems=(
                 finding(
                     "CKD603",
-                    f"{len(lost) or len(names)} of {len(names)} named parameters of the saved optimizer are in no "
-                    "state dict of the checkpoint",
+                    f"{len(lost) or len(names)} of {len(names)} parameters named by the saved optimizer are in "
+                    "no state dict of the checkpoint",
                     place=saved.where,
                     lines=[some(lost or names)],
-                    why="its param_names do not lead to the weights, so its moments cannot be carried by name",
+                    why="its param_names do not lead to the weights",
                     helps=[("--drop-state '**'", "begin with a fresh optimizer")],
                 ),
             )
@@ -164,10 +164,13 @@ def _by_order(saved: Saved, sides: Sides, answers: Answers) -> Named:
     everything = sides.feeds(key for group in sides.listed for key in group)
     if a is not None and _agree(a, b if b is not None else everything, sides):
         return Named(tuple(a), "in the order of the state dict, which the optimizer's own order confirms")
+    if b is not None and sides.source.ordered and _agree(b, list(sides.source.specs), sides):
+        return Named(tuple(b), "in the optimizer's own order, which the state dict's confirms")
     unique = _by_unique_shapes(shapes, everything, sides)
     if unique is not None:
         return Named(tuple(unique), "each has a shape of its own")
-    return Named(problems=(_order_problem(saved, sides, a, b),))
+    other = b if b is not None else everything
+    return Named(problems=(_order_problem(saved, sides, a, b, _differ(a or (), other, sides)),))
 
 
 def _listed_order(saved: Saved, sides: Sides) -> list[str] | None:
@@ -227,12 +230,18 @@ def _fits(order: Sequence[str], shapes: Sequence[tuple[int, ...] | None], sides:
 
 def _agree(a: Sequence[str], b: Sequence[str], sides: Sides) -> bool:
     """Whether the two list the parameters of each shape in one and the same order."""
+    return not _differ(a, b, sides)
+
+
+def _differ(a: Sequence[str], b: Sequence[str], sides: Sides) -> list[tuple[str, str]]:
+    """Where the two orders have another parameter of the same shape: the key in each."""
     common = set(a) & set(b)
-    return all(
-        [k for k in a if k in common and sides.source[k].shape == shape]
-        == [k for k in b if k in common and sides.source[k].shape == shape]
-        for shape in {sides.source[k].shape for k in common}
-    )
+    turns: dict[tuple[int, ...], list[str]] = {}
+    for key in b:
+        if key in common:
+            turns.setdefault(sides.source[key].shape, []).append(key)
+    pairs = [(key, turns[sides.source[key].shape].pop(0)) for key in a if key in common]
+    return [(x, y) for x, y in pairs if x != y]
 
 
 def _by_unique_shapes(
@@ -260,9 +269,12 @@ def _no_such_order(saved: Saved, order: str) -> Diagnostic:
 
 
 def _order_problem(
-    saved: Saved, sides: Sides, a: Sequence[str] | None, b: Sequence[str] | None
+    saved: Saved,
+    sides: Sides,
+    a: Sequence[str] | None,
+    b: Sequence[str] | None,
+    differ: Sequence[tuple[str, str]],
 ) -> Diagnostic:
-    differ = [(x, y) for x, y in zip(a, b, strict=True) if x != y] if a is not None and b is not None else []
     helps = [("--param-order checkpoint", "in the order of the file's state dict")] if a is not None else []
     if b is not None:
         helps.append(("--param-order model", "as the optimizer at hand lists its parameters"))
@@ -272,10 +284,10 @@ def _order_problem(
     count = "" if many == listed else f"; {many} are saved, the optimizer at hand has {listed}"
     return finding(
         "CKD607",
-        "the saved optimizer state has no parameter names, and which moments belong to which parameter is open",
+        "which saved moments belong to which parameter is open, for they have no names",
         place=saved.where,
         lines=[
-            f"{printable(x)} by the file's order, {printable(y)} by the optimizer's" for x, y in differ[:4]
+            f"{printable(x)} in the file's order, {printable(y)} in the optimizer's" for x, y in differ[:4]
         ],
         why=(
             "parameters of one shape are told apart by their order only, and "

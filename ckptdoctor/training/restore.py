@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckptdoctor.errors import VerifyError
 from ckptdoctor.keys import printable
 from ckptdoctor.training.carry import Carry
+from ckptdoctor.training.findings import some
 from ckptdoctor.training.groups import Hyper
 from ckptdoctor.training.live import params_of
 from ckptdoctor.training.naming import Sides
@@ -74,8 +75,8 @@ class OptimizerWork:
             if wrong:
                 key = [c for group in self.carry.params for c in group][index].key
                 raise VerifyError(
-                    f"after loading, {', '.join(f'`{printable(str(w))}`' for w in wrong)} of `{printable(key)}` in "
-                    "the optimizer is not what the file has; everything is as it was before"
+                    f"after loading, {some(map(str, wrong))} of `{printable(key)}` in the optimizer is not "
+                    "what the file has; everything is as it was before"
                 )
 
 

@@ -87,8 +87,8 @@ def auto_resume(
     gets the averaged weights. What is not given is not restored, and the receipt says so; what is given and
     not in the file is an error.
 
-    ``decisions`` are those of ``auto_load`` and: ``param-order=checkpoint`` or ``=model`` (whose order unnamed
-    state follows), ``drop-state=PATTERN`` (model or checkpoint keys that begin without state),
+    ``decisions`` are those of ``auto_load`` and: ``param-order=checkpoint`` or ``=model`` (whose order state
+    without names follows), ``drop-state=PATTERN`` (model or checkpoint keys that begin without state),
     ``param-groups=optimizer`` (keep its own hyperparameters), ``state-dtype=round``.
 
     All or nothing: on any exception model, EMA, optimizer, scheduler and scaler are as they were. Raises
@@ -287,7 +287,7 @@ def _quantized(part: Part) -> Diagnostic:
         "CKD608",
         "the optimizer state is 8-bit codes with block scales (bitsandbytes)",
         place=part.where,
-        why="codes and scales run over blocks of 256 or 2048 values of the old layout; they are nothing without it",
+        why="codes and scales run over blocks of values in the old layout, and mean nothing in another",
         helps=[("--drop-state '**'", "begin with a fresh optimizer")],
     )
 

@@ -1,4 +1,4 @@
-"""A training status as it is on disk: weights, optimizer, scheduler, scaler, epoch, iteration, all the rest."""
+"""A training status as it is on disk: weights, optimizer, scheduler, scaler, counters, all the rest."""
 
 from __future__ import annotations
 

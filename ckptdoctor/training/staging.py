@@ -64,7 +64,7 @@ class Stager:
         )
 
     def state(self, carried: Carried, param: Tensor) -> State:
-        """The state of one parameter. Raises :class:`ApplyError`, or :class:`UndecidedError` for its steps."""
+        """The state of one parameter. Raises :class:`ApplyError`, :class:`UndecidedError` for its steps."""
         made: State = {}
         for slot, kind in carried.slots.items():
             values = [self.tensors(p.slots[slot]) for p in carried.sources]
@@ -72,8 +72,8 @@ class Stager:
                 moved = parse_chain(carried.ops).run(values)
                 if tuple(moved.shape) != tuple(param.shape):
                     raise ApplyError(
-                        f"`{slot}` of `{printable(carried.key)}` would be {list(moved.shape)}, the parameter is "
-                        f"{list(param.shape)}"
+                        f"`{slot}` of `{printable(carried.key)}` would be {list(moved.shape)}, the parameter "
+                        f"is {list(param.shape)}"
                     )
                 made[slot] = self._placed(moved, carried, param)
             else:
@@ -157,7 +157,7 @@ def dtype_problems(carry: Carry, sides: Sides, answers: Answers) -> list[Diagnos
             f"the optimizer state of {len(lossy)} parameters would be rounded",
             place=carry.saved.where,
             lines=[f"{printable(k)}: {words}" for k, words in list(lossy.items())[:5]],
-            why="the parameters have a smaller dtype than when it was saved; torch.optim casts without a word",
+            why="the parameters have a smaller dtype than they had; torch.optim casts without a word",
             helps=[("--state-dtype round", "let it be rounded"), ("--drop-state '**'", "begin without it")],
             keys=list(lossy),
         )

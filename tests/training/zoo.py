@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
 torch.use_deterministic_algorithms(True)
@@ -116,22 +116,21 @@ class Kind:
     elementwise: bool = True  # a part of the state is the state of the part
 
 
-O = torch.optim
 KINDS = [
-    Kind("SGD-momentum", lambda p: O.SGD(p, lr=0.05, momentum=0.9, nesterov=True)),
-    Kind("Adam", lambda p: O.Adam(p, lr=0.01)),
-    Kind("Adam-amsgrad", lambda p: O.Adam(p, lr=0.01, amsgrad=True)),
-    Kind("Adam-foreach", lambda p: O.Adam(p, lr=0.01, foreach=True)),
-    Kind("Adam-fused", lambda p: O.Adam(p, lr=0.01, fused=True)),
-    Kind("AdamW", lambda p: O.AdamW(p, lr=0.01, weight_decay=0.1)),
-    Kind("Adamax", lambda p: O.Adamax(p, lr=0.01)),
-    Kind("NAdam", lambda p: O.NAdam(p, lr=0.01)),
-    Kind("RAdam", lambda p: O.RAdam(p, lr=0.01)),
-    Kind("ASGD", lambda p: O.ASGD(p, lr=0.05)),
-    Kind("Adagrad", lambda p: O.Adagrad(p, lr=0.05)),
-    Kind("Adadelta", lambda p: O.Adadelta(p, lr=1.0)),
-    Kind("RMSprop-centered", lambda p: O.RMSprop(p, lr=0.01, momentum=0.9, centered=True)),
-    Kind("Rprop", lambda p: O.Rprop(p, lr=0.01)),
-    Kind("Adafactor", lambda p: O.Adafactor(p, lr=0.05), elementwise=False),
-    Kind("LBFGS", lambda p: O.LBFGS(p, lr=0.1, max_iter=4, history_size=5), elementwise=False),
+    Kind("SGD-momentum", lambda p: optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True)),
+    Kind("Adam", lambda p: optim.Adam(p, lr=0.01)),
+    Kind("Adam-amsgrad", lambda p: optim.Adam(p, lr=0.01, amsgrad=True)),
+    Kind("Adam-foreach", lambda p: optim.Adam(p, lr=0.01, foreach=True)),
+    Kind("Adam-fused", lambda p: optim.Adam(p, lr=0.01, fused=True)),
+    Kind("AdamW", lambda p: optim.AdamW(p, lr=0.01, weight_decay=0.1)),
+    Kind("Adamax", lambda p: optim.Adamax(p, lr=0.01)),
+    Kind("NAdam", lambda p: optim.NAdam(p, lr=0.01)),
+    Kind("RAdam", lambda p: optim.RAdam(p, lr=0.01)),
+    Kind("ASGD", lambda p: optim.ASGD(p, lr=0.05)),
+    Kind("Adagrad", lambda p: optim.Adagrad(p, lr=0.05)),
+    Kind("Adadelta", lambda p: optim.Adadelta(p, lr=1.0)),
+    Kind("RMSprop-centered", lambda p: optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True)),
+    Kind("Rprop", lambda p: optim.Rprop(p, lr=0.01)),
+    Kind("Adafactor", lambda p: optim.Adafactor(p, lr=0.05), elementwise=False),
+    Kind("LBFGS", lambda p: optim.LBFGS(p, lr=0.1, max_iter=4, history_size=5), elementwise=False),
 ]  # fmt: skip
