@@ -79,7 +79,7 @@ def _by_names(saved: Saved, sides: Sides) -> Named:
             problems=(
                 finding(
                     "CKD603",
-                    f"{len(lost) or len(names)} of {len(names)} parameters named by the saved optimizer are in "
+                    f"{len(lost) or len(names)} of {len(names)} parameters of the saved optimizer are in "
                     "no state dict of the checkpoint",
                     place=saved.where,
                     lines=[some(lost or names)],

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ckptdoctor.formats.base import StateDict
     from ckptdoctor.plan.expand import Expansion
     from ckptdoctor.receipt import Receipt
+    from ckptdoctor.trees import ParamTree
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,11 @@ def examined(
     from ckptdoctor.plan import expand
     from ckptdoctor.targets.live import live_target
 
+    target = live_target(module)
     chosen = choose_role(training, decisions, role)
-    found = examine(training.archive, live_target(module), chosen, reporter=reporter)
+    if role == "ema":
+        chosen = for_average(training, chosen, target.tree)
+    found = examine(training.archive, target, chosen, reporter=reporter)
     found.raise_for_verdict()
     assert found.plan is not None and found.state_dict is not None  # raise_for_verdict
     state_dict = training.archive[found.state_dict]
@@ -191,6 +195,31 @@ def choose_role(training: Training, decisions: tuple[Decision, ...], role: Role)
         return others
     many = len(training.archive.state_dicts) > 1 and len([p for p in paths if p]) >= 1
     return (*others, Decision("choose", paths[0])) if many else others
+
+
+def for_average(
+    training: Training, decisions: tuple[Decision, ...], target: ParamTree
+) -> tuple[Decision, ...]:
+    """Decisions that name the model's keys, under the ``module.`` of AveragedModel where that is there."""
+    paths = [d.value for d in decisions if d.kind == "choose"]
+    trees = [s.tree for s in training.archive.state_dicts if s.path in paths]
+    source = _front(trees[0]) if trees else ""
+    front = _front(target)
+
+    def under(decision: Decision) -> Decision:
+        if decision.kind == "rename":
+            old, _, new = decision.value.partition("=")
+            return Decision("rename", f"{source}{old}={front}{new}")
+        before = {"reinit": front, "drop": source}.get(decision.kind, "")
+        return Decision(decision.kind, before + decision.value)
+
+    return tuple(map(under, decisions))
+
+
+def _front(tree: ParamTree) -> str:
+    """``module.`` where all tensors of the network are under it (beside a count of updates)."""
+    own = [k for k in tree.specs if k not in ("n_averaged", "step", "initted")]
+    return "module." if own and all(k.startswith("module.") for k in own) else ""
 
 
 def optimizer_work(
