@@ -40,8 +40,10 @@ def inspect(path: PathLike, *, deep: bool = False) -> Archive:
     ['state_dict']
     """
     from ckptdoctor.formats import open_checkpoint
+    from ckptdoctor.training.checks import archive_findings
 
     archive = open_checkpoint(path)
+    archive = replace(archive, diagnostics=(*archive.diagnostics, *archive_findings(archive)))
     if deep:
         from ckptdoctor.formats import deep_check
 
@@ -84,8 +86,7 @@ def diagnose(
     """
     from ckptdoctor.diagnosis import examine
 
-    parsed = parse_decisions(decisions)
-    archive = inspect(path)
+    archive, parsed = _opened(path, parse_decisions(decisions))
     target = _target(model, archive, kwargs, timeout, parsed)
     return examine(archive, target, parsed, reporter=reporter)
 
@@ -133,7 +134,7 @@ def apply(
     loaded 320 tensors (25,610,205 values) from ddp.pth into ResNet
     """
     file = plan.source.file if path is None else path
-    archive = inspect(file)
+    archive, _ = _opened(file, plan_choice(plan))
     if out is None:
         if model is None or isinstance(model, str | os.PathLike):
             raise ApplyError("apply() needs a live model to load into, or out= for a file to write")
@@ -142,6 +143,23 @@ def apply(
     target = _target(asked, None, kwargs, timeout)
     live = None if isinstance(asked, str | os.PathLike) else getattr(asked, "state_dict", None)
     return _into_file(plan, archive, target, out, kwargs=kwargs, timeout=timeout, live=live)
+
+
+def _opened(path: PathLike, decisions: tuple[Decision, ...]) -> tuple[Archive, tuple[Decision, ...]]:
+    """The file's headers, and the decisions with ``choose=ema`` as the state dict that it means."""
+    from ckptdoctor.formats import open_checkpoint
+
+    archive = open_checkpoint(path)
+    if not any(d.kind == "choose" for d in decisions):
+        return archive, decisions
+    from ckptdoctor.training.average import resolve
+
+    return resolve(archive, decisions)
+
+
+def plan_choice(plan: Plan) -> tuple[Decision, ...]:
+    """The state dict that a plan was made for, as a decision."""
+    return (Decision("choose", plan.source.state_dict),) if plan.source.state_dict else ()
 
 
 def _chosen(plan: Plan, archive: Archive) -> StateDict:
@@ -243,7 +261,7 @@ def auto_load(
         made = read_plan(plan) if isinstance(plan, str | os.PathLike) else plan
         if tuple(decisions):
             raise DecisionError("a plan holds its decisions already; give either plan= or decisions=")
-        return _into_model(made, inspect(path), model, device)
+        return _into_model(made, _opened(path, plan_choice(made))[0], model, device)
     found = diagnose(model, path, decisions=decisions, reporter=reporter)
     found.raise_for_verdict()
     assert found.plan is not None  # raise_for_verdict

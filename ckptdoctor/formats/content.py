@@ -13,16 +13,19 @@ from typing import Any
 
 from ckptdoctor.formats.arrays import MAKERS, array_record, is_array
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
+from ckptdoctor.formats.blobs import Files, pieces
 from ckptdoctor.formats.inert import DtypeName, Inert, StorageRecord, TensorRecord
 from ckptdoctor.formats.source import corrupt
 from ckptdoctor.formats.summaries import words
 from ckptdoctor.formats.tensors import TensorReader
 from ckptdoctor.formats.views import Views
-from ckptdoctor.trees import ParamTree, TensorSpec
+from ckptdoctor.formats.walk import join
+from ckptdoctor.trees import DTYPE_SIZES, ParamTree, TensorSpec
 
 DEEPEST = 200  # of plain values; a training status is a few levels deep
 MOST = 5_000_000  # values of one file
 ATOMS = (bool, int, float, complex, str, bytes, type(None))
+NUMBERS = {"float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h"}
 SCALARS = {
     "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b",
     "u8": "Q", "u4": "I", "u2": "H", "u1": "B", "b1": "?",
@@ -80,6 +83,24 @@ def leaf_reader(archive: Archive, leaves: Mapping[str, Leaf], *, check_crc: bool
     return TensorReader(whole, StateDict("", tree, recipes=recipes), check_crc=check_crc)
 
 
+def scalar(archive: Archive, leaf: Leaf) -> float | int | None:
+    """The value of a tensor of one element, read without torch; None where it is none, or of an odd dtype."""
+    spec = leaf.spec
+    more = archive.content.storages if archive.content is not None else {}
+    ref = archive.storages.get(spec.storage) or more.get(spec.storage)
+    code, size = NUMBERS.get(spec.dtype, ""), DTYPE_SIZES.get(spec.dtype, 0)
+    if spec.numel != 1 or leaf.recipe is not None or ref is None or not code or ref.nbytes > 1 << 16:
+        return None
+    files = Files()
+    try:
+        data = b"".join(pieces(files, ref))
+    finally:
+        files.close()
+    order = ">" if ref.byteorder == "big" else "<"
+    found: float | int = struct.unpack_from(order + code, data, spec.offset * size)[0]
+    return found
+
+
 def leaves_of(value: Any) -> Iterator[Leaf]:
     """All tensors in a plain value."""
     stack = [value]
@@ -130,7 +151,7 @@ class _Plain:
         if isinstance(value, TensorRecord):
             return Leaf(path, self.views.spec(value, path), self.views.recipe(value, path))
         if isinstance(value, dict):
-            return {_key(k): self.of(v, _join(path, k), depth) for k, v in value.items()}
+            return {_key(k): self.of(v, join(path, _key(k)), depth) for k, v in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
             items = [self.of(v, f"{path}[{i}]", depth) for i, v in enumerate(value)]
             return items if isinstance(value, list) else _frozen(type(value), items)
@@ -154,7 +175,7 @@ class _Plain:
         pairs = {_key(k): v for k, v in value.pairs}
         return Opaque(
             value.what,
-            {_key(k): self.of(v, _join(path, k), depth) for k, v in {**attributes, **pairs}.items()},
+            {_key(k): self.of(v, join(path, _key(k)), depth) for k, v in {**attributes, **pairs}.items()},
             tuple(self.of(v, f"{path}({i})", depth) for i, v in enumerate((*value.args, *state))),
             tuple(self.of(v, f"{path}[{i}]", depth) for i, v in enumerate(value.items)),
         )
@@ -182,12 +203,6 @@ def _key(key: Any) -> Any:
     if isinstance(key, tuple):
         return tuple(_key(k) for k in key)
     return words(key)
-
-
-def _join(path: str, key: Any) -> str:
-    if isinstance(key, str):
-        return f"{path}.{key}" if path else key
-    return f"{path}[{_key(key)}]"
 
 
 def _scalar(value: Inert) -> tuple[Any] | None:

@@ -16,7 +16,7 @@ PLAIN = (str, int, float, bool, complex, bytes, type(None))
 
 
 class Copies:
-    """Makes private copies; what is one tensor stays one. With ``always`` also of what could be used as is."""
+    """Makes private copies; what is one tensor stays one. With ``always`` of everything."""
 
     def __init__(self, always: bool = False) -> None:
         self.always = always

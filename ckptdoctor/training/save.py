@@ -48,7 +48,7 @@ def save_checkpoint(
     ``path`` may hold ``{epoch}`` and ``{iteration}`` (``"run/{iteration:07d}.pth"``); then ``keep=3`` removes
     older files of the same pattern that this function wrote, once the new one is in place.
     ``asynchronous`` copies the values and writes in the background: :meth:`Saving.wait` waits; a failure is
-    raised there, or by the next call. ``optimizer``, ``scheduler`` and ``scaler`` may be lists or dicts of them.
+    raised there, or by the next call. ``optimizer``, ``scheduler``, ``scaler`` may be lists or dicts.
 
     Raises :class:`~ckptdoctor.errors.ApplyError`: what cannot be saved, and where; nothing is written then.
 

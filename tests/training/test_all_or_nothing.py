@@ -38,7 +38,13 @@ class Run:
         scheduler = optim.lr_scheduler.SequentialLR(
             optimizer, [first, optim.lr_scheduler.MultiStepLR(optimizer, [1, 2, 3])], [4]
         )
-        run = cls(model, optimizer, scheduler, torch.amp.GradScaler("cpu", init_scale=2.0**seed), AveragedModel(model))
+        run = cls(
+            model,
+            optimizer,
+            scheduler,
+            torch.amp.GradScaler("cpu", init_scale=2.0**seed),
+            AveragedModel(model),
+        )
         run.held = [*optimizer.param_groups, *model.parameters()]
         return run
 
@@ -51,7 +57,12 @@ class Run:
         save_checkpoint(path, self.model, self.optimizer, self.scheduler, self.scaler, ema=self.ema, epoch=1)
 
     def resume(self, path: Path, **changes: Any) -> Any:
-        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler, "ema": self.ema}
+        parts = {
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": self.scaler,
+            "ema": self.ema,
+        }
         return auto_resume(path, self.model, **{**parts, **changes})
 
     def everything(self) -> Any:

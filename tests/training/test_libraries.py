@@ -120,7 +120,8 @@ class InOrder(torch.utils.data.SequentialSampler):
 
 @pytest.fixture(scope="module")
 def trainer_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
-    from transformers import Trainer, TrainingArguments, logging as hf_logging
+    from transformers import Trainer, TrainingArguments
+    from transformers import logging as hf_logging
 
     hf_logging.set_verbosity_error()
 
@@ -160,11 +161,15 @@ def test_a_trainer_folder_goes_on_outside_of_transformers(trainer_folder: tuple[
     from transformers import get_linear_schedule_with_warmup
 
     folder, expected = trainer_folder
-    assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", "model.safetensors"} <= set(os.listdir(folder))
+    assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", "model.safetensors"} <= set(
+        os.listdir(folder)
+    )
     model = seeded(Old, 7)
     optimizer = decayed(model)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, 11)
-    with pytest.raises(UndecidedError, match="param-order=model"):  # safetensors are sorted: no order is proved
+    with pytest.raises(
+        UndecidedError, match="param-order=model"
+    ):  # safetensors are sorted: no order is proved
         auto_resume(folder, model, optimizer, schedule)
     receipt = auto_resume(folder, model, optimizer, schedule, decisions=["param-order=model"])
     state = json.loads((folder / "trainer_state.json").read_text())
