@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Write a file that loads strictly: plan and apply.")
 @click.argument("model")
-@click.argument("checkpoint")
+@click.argument("checkpoint", required=False)
+@click.option("--lint-fix", is_flag=True, help="Mend what `lint` finds: CKPT --lint-fix -o OUT, no MODEL.")
 @model_options
 @decision_options
 @out_option("Where to write: .pth or .safetensors.", required=True)
 @format_option("text", "json")
 @verbose_option
-def repair(model: str, checkpoint: str, out: str, form: str, verbose: bool, **options: Any) -> int:
+def repair(
+    model: str, checkpoint: str | None, lint_fix: bool, out: str, form: str, verbose: bool, **options: Any
+) -> int:
     """Write a file that loads strictly into MODEL with torch alone: plan and apply in one.
 
     Only when everything is safe or decided; else the questions are on stderr, nothing is written, exit 1.
@@ -38,6 +41,10 @@ def repair(model: str, checkpoint: str, out: str, form: str, verbose: bool, **op
     from ckptdoctor.cli.examining import examine
     from ckptdoctor.cli.output import explain_refusal
 
+    if lint_fix:
+        return _lint_fix(model, checkpoint, out, form)
+    if checkpoint is None:
+        raise click.UsageError("Missing argument 'CHECKPOINT' (without MODEL: repair CHECKPOINT --lint-fix)")
     refuse_input(out, checkpoint)
     found = examine(model, checkpoint, options)
     if found.verdict not in ("compatible", "repairable") or found.plan is None:
@@ -45,6 +52,17 @@ def repair(model: str, checkpoint: str, out: str, form: str, verbose: bool, **op
         return 1
     kwargs, timeout = kwargs_of(options["kwargs"]), options["timeout"]
     _show(write_diagnosed(found, out, kwargs=kwargs, timeout=timeout), form)
+    return 0
+
+
+def _lint_fix(file: str, second: str | None, out: str, form: str) -> int:
+    from ckptdoctor.cli.training import show_written
+    from ckptdoctor.training.rewrite import lint_fix
+
+    if second is not None:
+        raise click.UsageError("--lint-fix takes the checkpoint alone, no MODEL")
+    refuse_input(out, file)
+    show_written(lint_fix(file, out), form)
     return 0
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from ckptdoctor.rules.base import Example
 from ckptdoctor.rules.file import FileRule
 
-_FINE = (Example({"a.weight": (2, 3)}, {"a.weight": (2, 3)}),)
+FINE = (Example({"a.weight": (2, 3)}, {"a.weight": (2, 3)}),)
 
 
-def _shown(code: str) -> tuple[Example, ...]:
+def shown(code: str) -> tuple[Example, ...]:
+    """A file whose reader found this."""
     return (Example({"a.weight": (2, 3)}, {"a.weight": (2, 3)}, diagnostics=((code, "warning"),)),)
 
 
@@ -29,7 +30,7 @@ class OptimizerGroups(FileRule):
     """
 
     code, name, severity = "CKD601", "optimizer-groups", "error"
-    VALID, INVALID = _FINE, _shown("CKD601")
+    VALID, INVALID = FINE, shown("CKD601")
 
 
 class OptimizerShape(FileRule):
@@ -48,7 +49,7 @@ class OptimizerShape(FileRule):
     """
 
     code, name, severity = "CKD602", "optimizer-shape", "error"
-    VALID, INVALID = _FINE, _shown("CKD602")
+    VALID, INVALID = FINE, shown("CKD602")
 
 
 class OptimizerOrphan(FileRule):
@@ -65,7 +66,7 @@ class OptimizerOrphan(FileRule):
     """
 
     code, name, severity = "CKD603", "optimizer-orphan", "error"
-    VALID, INVALID = _FINE, _shown("CKD603")
+    VALID, INVALID = FINE, shown("CKD603")
 
 
 class OptimizerDtype(FileRule):
@@ -84,7 +85,7 @@ class OptimizerDtype(FileRule):
     """
 
     code, name, severity = "CKD604", "optimizer-dtype", "error"
-    VALID, INVALID = _FINE, _shown("CKD604")
+    VALID, INVALID = FINE, shown("CKD604")
 
 
 class OptimizerDevice(FileRule):
@@ -102,7 +103,7 @@ class OptimizerDevice(FileRule):
     """
 
     code, name, severity = "CKD605", "optimizer-device", "note"
-    VALID, INVALID = _FINE, _shown("CKD605")
+    VALID, INVALID = FINE, shown("CKD605")
 
 
 class OptimizerStep(FileRule):
@@ -120,7 +121,7 @@ class OptimizerStep(FileRule):
     """
 
     code, name, severity = "CKD606", "optimizer-step", "note"
-    VALID, INVALID = _FINE, _shown("CKD606")
+    VALID, INVALID = FINE, shown("CKD606")
 
 
 class OptimizerOrder(FileRule):
@@ -136,11 +137,11 @@ class OptimizerOrder(FileRule):
 
     What to do
         Say whose order it is: ``decisions=["param-order=checkpoint"]`` or ``["param-order=model"]``. Save
-        with ``save_checkpoint``, or make the optimizer from ``model.named_parameters()``, and it is never asked.
+        with ``save_checkpoint``, or give the optimizer ``model.named_parameters()``, and it is never asked.
     """
 
     code, name, severity = "CKD607", "optimizer-order", "error"
-    VALID, INVALID = _FINE, _shown("CKD607")
+    VALID, INVALID = FINE, shown("CKD607")
 
 
 class OptimizerNotCarried(FileRule):
@@ -158,7 +159,7 @@ class OptimizerNotCarried(FileRule):
     """
 
     code, name, severity = "CKD608", "optimizer-not-carried", "error"
-    VALID, INVALID = _FINE, _shown("CKD608")
+    VALID, INVALID = FINE, shown("CKD608")
 
 
 class TrainingPart(FileRule):
@@ -176,4 +177,4 @@ class TrainingPart(FileRule):
     """
 
     code, name, severity = "CKD609", "training-part", "error"
-    VALID, INVALID = _FINE, _shown("CKD609")
+    VALID, INVALID = FINE, shown("CKD609")

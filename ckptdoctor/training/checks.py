@@ -136,7 +136,7 @@ def _against(saved: Saved, chosen: StateDict) -> Iterator[Diagnostic]:
 
 
 def _wrong_shapes(
-    saved: Saved, chosen: StateDict, wrong: list[tuple[str, tuple[int, ...] | None]]
+    saved: Saved, chosen: StateDict, wrong: Sequence[tuple[str, tuple[int, ...] | None]]
 ) -> Diagnostic:
     order = "" if saved.named else " in the order of the state dict"
     return finding(

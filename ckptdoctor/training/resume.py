@@ -13,6 +13,7 @@ from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.errors import ApplyError, CkptDoctorError, UndecidedError
 from ckptdoctor.keys import printable
 from ckptdoctor.training.answers import Answers, split_decisions
+from ckptdoctor.training.average import resolve
 from ckptdoctor.training.carry import Carry, carry
 from ckptdoctor.training.findings import finding
 from ckptdoctor.training.groups import hyperparameters
@@ -102,6 +103,8 @@ def auto_resume(
     """
     parsed, answers = split_decisions(decisions)
     training = open_training(path)
+    archive, parsed = resolve(training.archive, parsed)
+    training = replace(training, archive=archive)
     weights = examined(training, model, parsed, "model", reporter)
     averaged = examined(training, ema, parsed, "ema", reporter) if ema is not None else None
     work, problems = optimizer_work(training, weights, optimizer, answers)

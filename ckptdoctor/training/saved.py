@@ -55,7 +55,7 @@ class Saved:
     @property
     def where(self) -> str:
         """For messages: the place in the file."""
-        return self.part.where + (f".{self.label}" if self.label else "")
+        return self.part.where + (f" {self.label}" if self.label else "")
 
     @property
     def named(self) -> bool:

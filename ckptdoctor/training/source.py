@@ -32,8 +32,11 @@ class Part:
 
     @property
     def where(self) -> str:
-        """For messages, safe to print."""
-        return printable(self.path)
+        """For messages, safe to print: the file, and the place in it."""
+        file = printable(self.archive.path) if self.archive is not None else ""
+        return (
+            f"{file} [{printable(self.path)}]" if file and not file.endswith(self.path) else file or self.path
+        )
 
 
 @dataclass(frozen=True)
