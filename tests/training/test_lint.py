@@ -29,7 +29,7 @@ def bad(tmp_path: Path) -> Path:
     model = nn.DataParallel(seeded(Old))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     train(model, optimizer, batches(2))
-    state = {k: v for k, v in model.state_dict().items()}  # the comprehension loses _metadata
+    state = dict(model.state_dict())  # a plain dict loses _metadata
     state["module.embed.weight"] = torch.randn(2000, 50)[:8, :5]  # a view of a large storage, with strides
     state["module.head.bias"] = state["module.head.bias"].double()
     contents = {
