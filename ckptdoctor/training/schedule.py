@@ -37,10 +37,16 @@ def saved_states(value: Any) -> dict[str, Any]:
     if isinstance(value, list | tuple):
         return {"": value[0]} if len(value) == 1 else {str(i): v for i, v in enumerate(value)}
     if isinstance(value, Mapping):
-        if value and all(isinstance(v, Mapping | list) for v in value.values()):
+        if value and "_schedulers" not in value and all(map(_states, value.values())):
             return {str(k): v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in value.items()}
         return {"": value}
     return {}
+
+
+def _states(value: Any) -> bool:
+    """A state, or a list of states (mmengine's ``param_schedulers`` by optimizer)."""
+    inside = value if isinstance(value, list) else [value]
+    return bool(inside) and all(isinstance(v, Mapping) for v in inside)
 
 
 def schedule_work(

@@ -198,7 +198,9 @@ def test_keep_needs_a_pattern_and_a_pattern_its_number(tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "{iteration}.pth", seeded(Old), epoch=1)
 
 
-def test_in_the_background_it_is_the_state_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_the_background_it_is_the_state_of_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     go = threading.Event()
     write = save._write
 
