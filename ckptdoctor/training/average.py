@@ -23,7 +23,7 @@ from ckptdoctor.training.source import of_archive
 from ckptdoctor.wrappers import strip_key
 
 SUFFIX = "[ema]"
-COUNTERS = frozenset({"decay", "num_updates", "n_averaged", "initted", "step"})
+COUNTERS = frozenset({"decay", "num_updates", "n_averaged", "initted", "step", "steps"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.errors import ApplyError, CkptDoctorError, UndecidedError
 from ckptdoctor.keys import printable
 from ckptdoctor.training.answers import Answers, split_decisions
-from ckptdoctor.training.average import resolve
+from ckptdoctor.training.average import COUNTERS, resolve
 from ckptdoctor.training.carry import Carry, carry
 from ckptdoctor.training.findings import finding
 from ckptdoctor.training.groups import hyperparameters
@@ -181,6 +181,7 @@ def examined(
     chosen = choose_role(training, decisions, role)
     if role == "ema":
         chosen = for_average(training, chosen, target.tree)
+    chosen = (*chosen, *_without_counters(training, chosen, target.tree))
     found = examine(training.archive, target, chosen, reporter=reporter)
     found.raise_for_verdict()
     assert found.plan is not None and found.state_dict is not None  # raise_for_verdict
@@ -219,9 +220,19 @@ def for_average(
     return tuple(map(under, decisions))
 
 
+def _without_counters(
+    training: Training, decisions: tuple[Decision, ...], target: ParamTree
+) -> list[Decision]:
+    """An averaged state dict counts its updates in an entry of its own, which is no part of the network."""
+    paths = [d.value for d in decisions if d.kind == "choose" and training.paths("ema")]
+    trees = [s.tree for s in training.archive.state_dicts if s.path in paths]
+    counters = [k for tree in trees for k, spec in tree.specs.items() if k in COUNTERS and spec.numel == 1]
+    return [Decision("drop", k) for k in counters if k not in target]
+
+
 def _front(tree: ParamTree) -> str:
     """``module.`` where all tensors of the network are under it (beside a count of updates)."""
-    own = [k for k in tree.specs if k not in ("n_averaged", "step", "initted")]
+    own = [k for k in tree.specs if k not in COUNTERS]
     return "module." if own and all(k.startswith("module.") for k in own) else ""
 
 
