@@ -12,7 +12,7 @@ KINDS: dict[str, str] = {
     "reinit": "keep the model's initial values for the model keys matching PATTERN",
     "drop": "leave the checkpoint keys matching PATTERN unused",
     "rename": "FROM=TO: the checkpoint key (or pattern) FROM is the model's TO",
-    "choose": "use the state dict at PATH of the checkpoint, or a choice that a question offers",
+    "choose": "use the state dict at PATH of the checkpoint (`ema`, `raw`), or what a question offers",
     "accept": "accept a named risk, e.g. a rule's name",
 }
 

@@ -82,7 +82,7 @@ def diagnose(
         from ckptdoctor.training.checks import optimizer_findings
 
         before = len(found.diagnostics)
-        found, words = optimizer_findings(found)
+        found, words = optimizer_findings(found, checkpoint)
         blocked = any(d.severity != "note" for d in found.diagnostics[before:])
         if words and not blocked:
             say(words)

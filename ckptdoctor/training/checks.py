@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from ckptdoctor.training.carry import carry
 from ckptdoctor.training.findings import finding, some
 from ckptdoctor.training.naming import BUFFER_LEAVES, Sides, name_params, resolve
 from ckptdoctor.training.saved import Saved, read_saved
-from ckptdoctor.training.source import Training, of_archive, optimizers
+from ckptdoctor.training.source import Training, of_archive, open_training, optimizers
 from ckptdoctor.training.staging import dtype_problems
 
 MOST_STEPS = 5000  # step counts that are read
@@ -24,7 +25,8 @@ MOST_STEPS = 5000  # step counts that are read
 
 def archive_findings(archive: Archive) -> list[Diagnostic]:
     """What a file shows of its own optimizer state: CKD601 to CKD606."""
-    if archive.content is None or not any("optim" in words for words in archive.rest.values()):
+    named = (text for row in archive.rest.items() for text in row)
+    if archive.content is None or not any("optim" in text for text in named):
         return []
     training = of_archive(archive)
     found: list[Diagnostic] = []
@@ -183,9 +185,15 @@ def _dtypes_devices(saved: Saved, chosen: StateDict, keys: Sequence[str]) -> Ite
         )
 
 
-def optimizer_findings(diagnosis: Diagnosis) -> tuple[Diagnosis, str]:
-    """A diagnosis with what stands against resuming the optimizer, and words on what does not."""
-    training = of_archive(diagnosis.archive)
+def optimizer_findings(
+    diagnosis: Diagnosis, path: str | os.PathLike[str] | None = None
+) -> tuple[Diagnosis, str]:
+    """A diagnosis with what stands against resuming the optimizer, and words on what does not.
+
+    ``path`` is the checkpoint where it is a folder, with the optimizer in a file of its own.
+    """
+    folder = path is not None and os.path.isdir(path)
+    training = open_training(path) if path is not None and folder else of_archive(diagnosis.archive)
     found: list[Diagnostic] = []
     carried = 0
     how = ""

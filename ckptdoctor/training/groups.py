@@ -30,6 +30,16 @@ KINDS = frozenset({
 })  # fmt: skip
 
 
+# State without which a step of these optimizers fails; others have none, or make what is not there.
+_MOMENTS = frozenset({"exp_avg", "exp_avg_sq"})
+SLOTS: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "SparseAdam"), _MOMENTS),
+    "Adamax": frozenset({"exp_avg", "exp_inf"}), "Adagrad": frozenset({"sum"}),
+    "Adadelta": frozenset({"square_avg", "acc_delta"}), "RMSprop": frozenset({"square_avg"}),
+    "Rprop": frozenset({"prev", "step_size"}), "ASGD": frozenset({"eta", "mu", "ax"}),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Hyper:
     """``values``: for each group at hand what it gets from the file. ``origin``: its saved group, if one."""
@@ -120,7 +130,8 @@ def _foreign(carried: Carry, groups: Sequence[Mapping[str, Any]], optimizer: str
     lacks = sorted((known & KINDS) - set(theirs))
     more = sorted((set(theirs) & KINDS) - known)
     differs = [k for k in IDENTITY if k in group and k in theirs and group[k] != theirs[k]]
-    if not (lacks and theirs) and not more and not differs:
+    slots = sorted(SLOTS.get(optimizer, frozenset()) - saved.slots) if saved.slots else []
+    if not (lacks and theirs) and not more and not differs and not slots:
         return None
     theirs_words = ", ".join(k for k in theirs if k not in MACHINE) or "nothing"
     return finding(
@@ -128,7 +139,7 @@ def _foreign(carried: Carry, groups: Sequence[Mapping[str, Any]], optimizer: str
         f"the saved state is that of another kind of optimizer than {optimizer}",
         place=saved.where,
         lines=[f"saved: {printable(theirs_words)}", f"at hand: {', '.join(sorted(known))}"],
-        why=f"its settings differ in {', '.join(map(printable, lacks + more + differs))}",
+        why=f"they differ in {', '.join(map(printable, lacks + more + differs + slots))}",
         helps=[("--drop-state '**'", "begin with a fresh optimizer (with --param-groups optimizer)")],
     )
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ckptdoctor.formats.base import StateDict
     from ckptdoctor.plan.expand import Expansion
     from ckptdoctor.receipt import Receipt
+    from ckptdoctor.targets import Target
     from ckptdoctor.trees import ParamTree
 
 
@@ -178,27 +179,33 @@ def examined(
     from ckptdoctor.targets.live import live_target
 
     target = live_target(module)
-    chosen = choose_role(training, decisions, role)
     if role == "ema":
-        chosen = for_average(training, chosen, target.tree)
-    chosen = (*chosen, *_without_counters(training, chosen, target.tree))
-    found = examine(training.archive, target, chosen, reporter=reporter)
+        chosen = for_average(training, _averaged(training, decisions), target.tree)
+        found = _examine(training, target, chosen, reporter)
+    else:
+        found = _examine(training, target, decisions, reporter)
+        trained = training.paths("model")
+        in_doubt = found.question is not None or found.state_dict in training.paths("ema")
+        if in_doubt and trained and not any(d.kind == "choose" for d in decisions):
+            # To go on means from what was trained; the averages are for `ema=`.
+            found = _examine(training, target, (*decisions, Decision("choose", trained[0])), reporter)
     found.raise_for_verdict()
     assert found.plan is not None and found.state_dict is not None  # raise_for_verdict
     state_dict = training.archive[found.state_dict]
     return Weights(module, found, state_dict, expand(found.plan, state_dict.tree, found.target.tree))
 
 
-def choose_role(training: Training, decisions: tuple[Decision, ...], role: Role) -> tuple[Decision, ...]:
-    """The decisions, with the choice of the table's state dict where the person made none."""
-    paths = training.paths(role)
-    others = tuple(d for d in decisions if d.kind != "choose" or role == "model")
-    if role == "ema" and not paths:
+def _examine(training: Training, target: Target, decisions: tuple[Decision, ...], reporter: Any) -> Diagnosis:
+    more = _without_counters(training, decisions, target.tree)
+    return examine(training.archive, target, (*decisions, *more), reporter=reporter)
+
+
+def _averaged(training: Training, decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
+    """The decisions, with the choice of the averaged state dict that the layout's table names."""
+    paths = training.paths("ema")
+    if not paths:
         raise UndecidedError(f"{training.file}: no averaged weights (EMA) found for ema=; leave it out")
-    if any(d.kind == "choose" for d in others) or not paths or not paths[0]:
-        return others
-    many = len(training.archive.state_dicts) > 1 and len([p for p in paths if p]) >= 1
-    return (*others, Decision("choose", paths[0])) if many else others
+    return (*(d for d in decisions if d.kind != "choose"), Decision("choose", paths[0]))
 
 
 def for_average(

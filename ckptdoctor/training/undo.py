@@ -20,7 +20,7 @@ class Undo:
         self._saved: list[tuple[Any, dict[str, Any]]] = []
         self._groups: list[tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]] = []
         seen: set[int] = set()
-        stack = [o for o in objects if o is not None]
+        stack = [o for o in objects if hasattr(o, "__dict__")]
         while stack:
             thing = stack.pop()
             if id(thing) in seen:

@@ -58,6 +58,19 @@ def test_ema_and_raw_are_known_by_the_layout(tmp_path: Path, more: dict, raw: st
     assert any("averaged" in note for note in receipt.notes)
 
 
+def test_the_layout_does_not_choose_for_another_network(tmp_path: Path) -> None:
+    critic = nn.Sequential(nn.Linear(7, 7), nn.Linear(7, 1))
+    model = seeded(Old)
+    contents = {"generator": model.state_dict(), "ema": other(model), "critic": critic.state_dict()}
+    torch.save(contents, tmp_path / "gan.pth")
+    fresh = nn.Sequential(nn.Linear(7, 7), nn.Linear(7, 1))
+    auto_resume(tmp_path / "gan.pth", fresh)
+    assert same(dict(fresh.state_dict()), dict(critic.state_dict()))
+    resumed = seeded(Old, 9)
+    auto_resume(tmp_path / "gan.pth", resumed)
+    assert same(dict(resumed.state_dict()), dict(model.state_dict()))
+
+
 def test_without_a_choice_it_is_a_question(tmp_path: Path) -> None:
     model = seeded(Old)
     torch.save({"params": model.state_dict(), "params_ema": other(model)}, tmp_path / "a.pth")

@@ -135,6 +135,16 @@ def test_another_kind_of_optimizer_is_refused(path: Path, make: Any, other: Any,
     go_on(model, optimizer)
 
 
+def test_a_kind_with_the_same_settings_and_other_state_is_refused(path: Path) -> None:
+    model, optimizer = started(one, path)
+    state = optimizer.state_dict()
+    for slots in state["state"].values():  # Lion has betas like Adam, and one moment
+        del slots["exp_avg_sq"]
+    torch.save({"model": model.state_dict(), "optimizer": state}, path)
+    with pytest.raises(UndecidedError, match="differ in exp_avg_sq"):
+        auto_resume(path, model, optimizer)
+
+
 def test_fp32_moments_of_bf16_parameters_stay_fp32(path: Path) -> None:
     model = seeded(Old).bfloat16()
     optimizer = one(model)
