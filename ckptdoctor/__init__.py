@@ -6,7 +6,8 @@ Reading and reporting need no torch, and nothing in a checkpoint is ever execute
 - :func:`diagnose` says whether they fit, why not, and what repairs it;
 - :func:`plan` and :func:`apply` make that repair reviewable and repeatable;
 - :func:`auto_load` does all of it and proves the result, or leaves the model untouched;
-- :func:`diff` compares two checkpoints or models.
+- :func:`diff` compares two checkpoints or models;
+- :func:`save_checkpoint` and :func:`auto_resume` save and resume a training, optimizer state by name.
 
 Everything is imported on first use, so ``import ckptdoctor`` costs milliseconds.
 """
@@ -27,13 +28,17 @@ __all__ = [
     "ParamTree",
     "Plan",
     "Receipt",
+    "ResumeReceipt",
+    "Saving",
     "__version__",
     "apply",
     "auto_load",
+    "auto_resume",
     "diagnose",
     "diff",
     "inspect",
     "plan",
+    "save_checkpoint",
     "snapshot",
 ]
 
@@ -46,6 +51,10 @@ _HOMES = {
     "ParamTree": "ckptdoctor.trees",
     "Plan": "ckptdoctor.plan",
     "Receipt": "ckptdoctor.receipt",
+    "ResumeReceipt": "ckptdoctor.training.receipt",
+    "Saving": "ckptdoctor.training.background",
+    "auto_resume": "ckptdoctor.training.resume",
+    "save_checkpoint": "ckptdoctor.training.save",
     **dict.fromkeys(
         ("apply", "auto_load", "diagnose", "diff", "inspect", "plan", "snapshot"), "ckptdoctor.api"
     ),
@@ -59,6 +68,10 @@ if TYPE_CHECKING:
     from ckptdoctor.formats.base import Archive
     from ckptdoctor.plan import Plan
     from ckptdoctor.receipt import Receipt
+    from ckptdoctor.training.background import Saving
+    from ckptdoctor.training.receipt import ResumeReceipt
+    from ckptdoctor.training.resume import auto_resume
+    from ckptdoctor.training.save import save_checkpoint
     from ckptdoctor.trees import ParamTree
 
 

@@ -13,6 +13,7 @@ from ckptdoctor.cli.examining import diagnose, plan
 from ckptdoctor.cli.looking import diff, explain, inspect
 from ckptdoctor.cli.repairing import apply, repair
 from ckptdoctor.cli.running import run
+from ckptdoctor.cli.training import extract, lint, strip
 
 
 @click.group(
@@ -28,7 +29,7 @@ def group() -> None:
     """
 
 
-for command in (inspect, diagnose, plan, apply, repair, diff, explain):
+for command in (inspect, diagnose, plan, apply, repair, diff, lint, strip, extract, explain):
     group.add_command(command)
 
 

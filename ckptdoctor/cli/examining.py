@@ -42,6 +42,7 @@ def examine(model: str, checkpoint: str, options: dict[str, Any], reporter: Any 
 @model_options
 @decision_options
 @click.option("--expand", is_flag=True, help="Print the whole alignment as a table, key by key.")
+@click.option("--optimizer", is_flag=True, help="Also say whether the optimizer state can be resumed.")
 @click.option("--trace", is_flag=True, help="Print on stderr why each pair was matched or not.")
 @format_option()
 @out_option("Write the report to FILE.")
@@ -51,6 +52,7 @@ def diagnose(
     model: str,
     checkpoint: str,
     expand: bool,
+    optimizer: bool,
     trace: bool,
     form: str,
     out: str | None,
@@ -74,8 +76,18 @@ def diagnose(
         from ckptdoctor.reports.trace import write_trace
 
         write_trace(reporter, sys.stderr)
+    blocked = False
+    if optimizer:
+        from ckptdoctor.cli.running import say
+        from ckptdoctor.training.checks import optimizer_findings
+
+        before = len(found.diagnostics)
+        found, words = optimizer_findings(found, checkpoint)
+        blocked = any(d.severity != "note" for d in found.diagnostics[before:])
+        if words and not blocked:
+            say(words)
     show_diagnosis(found, form, out, verbose, options["kwargs"], expand)
-    return int(not found.ok and not exit_zero)
+    return int((not found.ok or blocked) and not exit_zero)
 
 
 @click.command(short_help="Write the repair as a file to review.")
