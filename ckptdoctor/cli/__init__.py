@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from ckptdoctor import __version__
+from ckptdoctor.cli.contract import check, files, lock, migrate, release
 from ckptdoctor.cli.examining import diagnose, plan
 from ckptdoctor.cli.looking import diff, explain, inspect
 from ckptdoctor.cli.repairing import apply, repair
@@ -28,7 +29,10 @@ def group() -> None:
     """
 
 
-for command in (inspect, diagnose, plan, apply, repair, diff, explain):
+for command in (
+    *(inspect, diagnose, plan, apply, repair, diff, explain),
+    *(lock, check, migrate, release, files),
+):
     group.add_command(command)
 
 
