@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ckptdoctor.contract.report import CheckReport
 from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.keys import printable
+from ckptdoctor.reports.check_words import concise
 from ckptdoctor.reports.places import file_and_line, message
 
 LIMIT = 10  # annotations of one kind that a step shows
@@ -21,8 +22,6 @@ _KINDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 def check_text(report: CheckReport) -> str:
     """Annotations, then the report in one line each, which the log shows."""
-    from ckptdoctor.reports.check import concise
-
     lines = finding_commands(report.diagnostics)
     lines += [
         command("error", f"could not check: {problem}", title="ckptdoctor") for problem in report.problems

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 from ckptdoctor.contract.report import CheckReport, Row
 from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.keys import printable
-from ckptdoctor.reports.check import release_words
+from ckptdoctor.reports.check_words import release_words
 from ckptdoctor.reports.places import message
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 from ckptdoctor.contract.report import CheckReport, Proposal
 from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.keys import printable
-from ckptdoctor.reports.check import checked, commands, release_words
+from ckptdoctor.reports.check_words import checked, commands, release_words
 
 MAX_BYTES = 900_000
 MAX_MIGRATION = 60_000  # characters of one migration; longer ones are in the job's log and on the disk

@@ -44,7 +44,7 @@ class Recorder:
         """Once, after torch was imported and before any code of the user runs."""
         self.since = time.time() - _TOLERANCE
         sys.addaudithook(self._audit)
-        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, self)
         for name in ("stat", "lstat", "access"):
             setattr(os, name, self._asking(getattr(os, name)))
         _watch_environment(self)
