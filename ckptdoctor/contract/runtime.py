@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ckptdoctor.contract.migration import FILE_NAME, Migration, read_migration
 from ckptdoctor.errors import ApplyError, ContractError
 from ckptdoctor.keys import printable
+from ckptdoctor.plan.marks import shape_mark, tree_mark
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -143,8 +143,8 @@ class _Hook:
         first = next(way for way in ways if way)
         raise ApplyError(
             f"this state dict may be older or newer than {first[-1].name}: names and shapes are the same "
-            "before and after, and it carries no version (safetensors files never do). Convert older files once, "
-            f"with `ckptdoctor apply {first[0].name} OLD -o NEW`, and mark what is up to date with "
+            "before and after, and it carries no version (safetensors files never do). Convert older files "
+            f"once, with `ckptdoctor apply {first[0].name} OLD -o NEW`, and mark what is up to date with "
             f'`state_dict._metadata = {{"": {{"{ENTRY}": {first[-1].number}}}}}`'
         )
 
@@ -245,7 +245,23 @@ def run(migration: Migration, values: Values) -> dict[str, Tensor | None]:
     for key, fill in expansion.fills.items():
         if fill.kind == "tie":
             made[key] = made[_anchor(expansion.fills, key)]
+    _check_ties(migration, made)
     return {key: made[key] for key in expansion.fills}
+
+
+def _check_ties(migration: Migration, made: Values) -> None:
+    """Names of one tensor hold one value; torch would keep the last."""
+    from ckptdoctor.ops.bits import same_bits
+
+    for group in migration.target.ties:
+        known = {key: value for key in group if (value := made[key]) is not None}
+        first = next(iter(known), "")
+        for key, value in known.items():
+            if not same_bits(known[first], value):
+                raise ApplyError(
+                    f"{migration.name}: `{printable(first)}` and `{printable(key)}` are one tensor of the "
+                    "model, and the checkpoint has two different ones"
+                )
 
 
 def _anchor(fills: Mapping[str, Any], key: str) -> str:
@@ -262,14 +278,3 @@ def _moved(migration: Migration, versions: Mapping[str, Any]) -> dict[str, Any]:
             wrote.setdefault(key.rpartition(".")[0], set()).update(found)
     known = {path: next(iter(found)) for path, found in wrote.items() if len(found) == 1}
     return {path: version for path, version in known.items() if version is not None}
-
-
-def tree_mark(specs: Mapping[str, Any]) -> str:
-    """:func:`shape_mark` of a tree's specs."""
-    return shape_mark((key, spec.shape) for key, spec in specs.items())
-
-
-def shape_mark(rows: Iterable[tuple[str, tuple[int, ...]]]) -> str:
-    """A digest of names and shapes: what a state dict shows in whatever dtype it is."""
-    text = "\n".join(f"{key!a} {list(shape)}" for key, shape in sorted(rows))
-    return hashlib.sha256(text.encode()).hexdigest()
