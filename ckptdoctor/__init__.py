@@ -6,7 +6,9 @@ Reading and reporting need no torch, and nothing in a checkpoint is ever execute
 - :func:`diagnose` says whether they fit, why not, and what repairs it;
 - :func:`plan` and :func:`apply` make that repair reviewable and repeatable;
 - :func:`auto_load` does all of it and proves the result, or leaves the model untouched;
-- :func:`diff` compares two checkpoints or models.
+- :func:`diff` compares two checkpoints or models;
+- :func:`check` holds a project's models against published checkpoints before a merge, and
+  :func:`register_migrations` lets ``load_state_dict`` take them afterwards.
 
 Everything is imported on first use, so ``import ckptdoctor`` costs milliseconds.
 """
@@ -21,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Archive",
+    "CheckReport",
     "CkptDoctorError",
     "Diagnosis",
     "Diagnostic",
@@ -30,29 +33,35 @@ __all__ = [
     "__version__",
     "apply",
     "auto_load",
+    "check",
     "diagnose",
     "diff",
     "inspect",
     "plan",
+    "register_migrations",
     "snapshot",
 ]
 
 # Public name -> the module that defines it.
 _HOMES = {
     "Archive": "ckptdoctor.formats.base",
+    "CheckReport": "ckptdoctor.contract.report",
     "CkptDoctorError": "ckptdoctor.errors",
     "Diagnosis": "ckptdoctor.diagnosis",
     "Diagnostic": "ckptdoctor.diagnostics",
     "ParamTree": "ckptdoctor.trees",
     "Plan": "ckptdoctor.plan",
     "Receipt": "ckptdoctor.receipt",
+    "register_migrations": "ckptdoctor.contract.runtime",
     **dict.fromkeys(
-        ("apply", "auto_load", "diagnose", "diff", "inspect", "plan", "snapshot"), "ckptdoctor.api"
+        ("apply", "auto_load", "check", "diagnose", "diff", "inspect", "plan", "snapshot"), "ckptdoctor.api"
     ),
 }
 
 if TYPE_CHECKING:
-    from ckptdoctor.api import apply, auto_load, diagnose, diff, inspect, plan, snapshot
+    from ckptdoctor.api import apply, auto_load, check, diagnose, diff, inspect, plan, snapshot
+    from ckptdoctor.contract.report import CheckReport
+    from ckptdoctor.contract.runtime import register_migrations
     from ckptdoctor.diagnosis import Diagnosis
     from ckptdoctor.diagnostics import Diagnostic
     from ckptdoctor.errors import CkptDoctorError

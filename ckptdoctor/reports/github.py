@@ -55,7 +55,8 @@ def annotation(diagnostic: Diagnostic) -> str:
 def command(kind: str, text: str, **properties: str) -> str:
     """One workflow command; whatever its parts hold, they stay its parts."""
     words = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-    cut = text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 3] + "..."
+    safe = "\n".join(printable(line) for line in text.splitlines())
+    cut = safe if len(safe) <= MAX_MESSAGE else safe[: MAX_MESSAGE - 3] + "..."
     return f"::{kind} {words}::{_data(cut)}"
 
 

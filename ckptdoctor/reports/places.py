@@ -22,7 +22,7 @@ def file_and_line(place: str) -> tuple[str, int]:
 
 def relative_uri(file: str) -> str:
     """A file's path as a relative reference (RFC 3986): what is no letter is percent-encoded."""
-    return quote(file.replace("\\", "/").removeprefix("./"), safe="/-._~")
+    return quote(file.replace("\\", "/").removeprefix("./"), safe="/-._~", errors="surrogatepass")
 
 
 def message(diagnostic: Diagnostic) -> str:

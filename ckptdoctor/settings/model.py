@@ -26,6 +26,12 @@ def _pattern(text: str) -> str:
     return text
 
 
+def _renames(table: Mapping[str, str]) -> Mapping[str, str]:
+    for new, old in table.items():
+        Rule(new, old)
+    return table
+
+
 def _one_or_more(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
@@ -93,7 +99,7 @@ class Settings(_Table):
     consumers: Annotated[tuple[Consumer, ...], Field(min_length=1)] = ("torch-strict",)
     unreleased: bool = True
     accept: tuple[Accept, ...] = ()
-    renamed_from: Mapping[str, str] = Field(default_factory=dict)
+    renamed_from: Annotated[Mapping[str, str], AfterValidator(_renames)] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _unlike(self) -> Settings:
@@ -101,8 +107,6 @@ class Settings(_Table):
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice is not None:
             raise ValueError(f"two models are called `{twice}`")
-        for new, old in self.renamed_from.items():
-            Rule(new, old)
         return self
 
 

@@ -104,14 +104,8 @@ class Recorder:
 
 def _called_by_import() -> bool:
     # Which files an import finds is measured by name; that it looks through folders says nothing more.
-    frame = sys._getframe(1)
-    for _ in range(4):
-        if frame is None:
-            return False
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+    # One frame up is our own hook, two up is who asked.
+    return sys._getframe(2).f_code.co_filename.startswith("<frozen importlib")
 
 
 def _module_files() -> Iterator[str]:
@@ -133,14 +127,16 @@ def _watch_environment(recorder: Recorder) -> None:
     kind: Any = type(os.environ)
 
     class Watched(kind):  # type: ignore[misc]
-        def __getitem__(self, key: str) -> str:
+        def __getitem__(self, key: Any) -> Any:
             if recorder.on:
-                recorder.environ.add(key)
-            return super().__getitem__(key)  # type: ignore[no-any-return]
+                recorder.environ.add(os.fsdecode(key))
+            return super().__getitem__(key)
 
-        def __iter__(self) -> Iterator[str]:
+        def __iter__(self) -> Iterator[Any]:
             if recorder.on:
                 recorder.unsure = recorder.unsure or "it reads the whole environment"
             return super().__iter__()  # type: ignore[no-any-return]
 
-    os.environ.__class__ = Watched
+    for environment in (os.environ, getattr(os, "environb", None)):  # there are no bytes on Windows
+        if environment is not None:
+            environment.__class__ = Watched

@@ -75,7 +75,7 @@ def values_for(plan: Plan, source: ParamTree, target: ParamTree) -> dict[str, to
     old, fills = tensors(source.specs), expand(plan, source, target).fills
     for group in target.ties:
         names = [fills[k].sources[0] for k in group if fills[k].kind == "load"]
-        old.update({name: old[names[0]] for name in names})
+        old.update(dict.fromkeys(names, old[names[0]]))
     return old
 
 
