@@ -74,7 +74,7 @@ def judge(
         return Judgement("compatible", found.plan)
     if not open_keys and found.verdict == "repairable" and found.plan is not None:
         return Judgement("repairable", found.plan, findings=found.diagnostics, plain=plain)
-    if _only_plain(open_keys, plain, found) and plain.passes(terms.consumers):
+    if _only_plain(open_keys, plain, found, source, target) and plain.passes(terms.consumers):
         return Judgement("tolerated", None, open_keys, found.diagnostics, plain)
     errors = tuple(d for d in found.diagnostics if d.severity == "error" and d.fix is None)
     return Judgement("open", None, open_keys or _all_keys(errors, plain), errors, plain)
@@ -98,7 +98,10 @@ def _open(found: Diagnosis) -> tuple[str, ...]:
         return ()
     missing = [m.target for m in found.alignment.matches.values() if m.status in ("missing", "undecided")]
     unused = [u.source for u in found.alignment.unused.values() if not u.decided]
-    asked = [k for q in found.alignment.questions for k in (*q.targets, *q.sources)]
+    settled = {
+        k for m in found.alignment.matches.values() if m.status == "safe" for k in (m.target, *m.sources)
+    }
+    asked = [k for q in found.alignment.questions for k in (*q.targets, *q.sources) if k not in settled]
     return tuple(dict.fromkeys((*missing, *unused, *asked)))
 
 
@@ -123,7 +126,9 @@ def _moves_nothing(found: Diagnosis) -> bool:
     )
 
 
-def _only_plain(open_keys: Sequence[str], plain: Plainly, found: Diagnosis) -> bool:
+def _only_plain(
+    open_keys: Sequence[str], plain: Plainly, found: Diagnosis, source: ParamTree, target: ParamTree
+) -> bool:
     """Whether nothing but plainly missing and unexpected keys is open: a rename is never tolerated."""
     there = {*plain.missing, *plain.unexpected}
     renamed = found.alignment is not None and any(
@@ -131,7 +136,9 @@ def _only_plain(open_keys: Sequence[str], plain: Plainly, found: Diagnosis) -> b
         for m in found.alignment.matches.values()
         if m.sources and m.status in ("safe", "unsafe")
     )
-    return bool(open_keys) and not renamed and set(open_keys) == there
+    # A loader goes by names alone, so what has one name and shape on both sides is not open to it.
+    same = {k for k in open_keys if k in source and k in target and source[k].shape == target[k].shape}
+    return bool(open_keys) and not renamed and set(open_keys) - same == there
 
 
 def _all_keys(errors: Sequence[Diagnostic], plain: Plainly) -> tuple[str, ...]:
