@@ -101,11 +101,12 @@ _STYLES = {"compatible": "fix", "migratable": "fix", "accepted": "warning"}
 def _rows(page: Page, rows: tuple[Row, ...]) -> None:
     first = max((len(row.unit) for row in rows), default=0)
     second = max((len(release_words(row)) for row in rows), default=0)
+    third = max((len(row.verdict) for row in rows), default=0)
     for row in rows:
         what = f"  {printable(row.what)}" if row.what else ""
         page.add(
             f"{row.unit:{first}}  {release_words(row):{second}}  ",
-            (f"{row.verdict:17}", _STYLES.get(row.verdict, "error")),
+            (f"{row.verdict:{third}}", _STYLES.get(row.verdict, "error")),
             (what, "grey"),
         )
     if rows:
