@@ -8,6 +8,8 @@ Reading and reporting need no torch, and nothing in a checkpoint is ever execute
 - :func:`auto_load` does all of it and proves the result, or leaves the model untouched;
 - :func:`diff` compares two checkpoints or models;
 - :func:`save_checkpoint` and :func:`auto_resume` save and resume a training, optimizer state by name.
+- :func:`check` holds a project's models against published checkpoints before a merge, and
+  :func:`register_migrations` lets ``load_state_dict`` take them afterwards.
 
 Everything is imported on first use, so ``import ckptdoctor`` costs milliseconds.
 """
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Archive",
+    "CheckReport",
     "CkptDoctorError",
     "Diagnosis",
     "Diagnostic",
@@ -34,10 +37,12 @@ __all__ = [
     "apply",
     "auto_load",
     "auto_resume",
+    "check",
     "diagnose",
     "diff",
     "inspect",
     "plan",
+    "register_migrations",
     "save_checkpoint",
     "snapshot",
 ]
@@ -45,6 +50,7 @@ __all__ = [
 # Public name -> the module that defines it.
 _HOMES = {
     "Archive": "ckptdoctor.formats.base",
+    "CheckReport": "ckptdoctor.contract.report",
     "CkptDoctorError": "ckptdoctor.errors",
     "Diagnosis": "ckptdoctor.diagnosis",
     "Diagnostic": "ckptdoctor.diagnostics",
@@ -54,14 +60,17 @@ _HOMES = {
     "ResumeReceipt": "ckptdoctor.training.receipt",
     "Saving": "ckptdoctor.training.background",
     "auto_resume": "ckptdoctor.training.resume",
+    "register_migrations": "ckptdoctor.contract.runtime",
     "save_checkpoint": "ckptdoctor.training.save",
     **dict.fromkeys(
-        ("apply", "auto_load", "diagnose", "diff", "inspect", "plan", "snapshot"), "ckptdoctor.api"
+        ("apply", "auto_load", "check", "diagnose", "diff", "inspect", "plan", "snapshot"), "ckptdoctor.api"
     ),
 }
 
 if TYPE_CHECKING:
-    from ckptdoctor.api import apply, auto_load, diagnose, diff, inspect, plan, snapshot
+    from ckptdoctor.api import apply, auto_load, check, diagnose, diff, inspect, plan, snapshot
+    from ckptdoctor.contract.report import CheckReport
+    from ckptdoctor.contract.runtime import register_migrations
     from ckptdoctor.diagnosis import Diagnosis
     from ckptdoctor.diagnostics import Diagnostic
     from ckptdoctor.errors import CkptDoctorError

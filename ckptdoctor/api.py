@@ -15,6 +15,7 @@ from ckptdoctor.keys import printable
 if TYPE_CHECKING:
     import torch
 
+    from ckptdoctor.contract import CheckReport
     from ckptdoctor.diagnosis import Diagnosis
     from ckptdoctor.formats.base import Archive, StateDict
     from ckptdoctor.plan import Plan
@@ -422,3 +423,23 @@ def _is_file(side: Model) -> bool:
     return (
         isinstance(side, str | os.PathLike) and Path(side).suffix not in ("", ".py") and Path(side).exists()
     )
+
+
+def check(
+    folder: PathLike = ".", *, against: str | None = None, build: bool = True, model: str | None = None
+) -> CheckReport:
+    """Hold the models of a project against their committed trees, their releases and their migrations.
+
+    The project is the nearest ``pyproject.toml`` at or above ``folder`` with ``[tool.ckptdoctor]``.
+    ``against`` is a commit whose migrations and releases have to be there still, and whose models'
+    checkpoints have to load. ``build=False`` takes the committed trees for the models, which needs no torch.
+    ``model`` names one model or variant. Writes nothing that git sees. Raises
+    :class:`~ckptdoctor.errors.SettingsError` naming the line, and
+    :class:`~ckptdoctor.errors.ContractError` when git does not know ``against``.
+
+    >>> check(against="main").ok                                        # doctest: +SKIP
+    True
+    """
+    from ckptdoctor.contract import check_project
+
+    return check_project(Path(folder), against=against, build=build, model=model)

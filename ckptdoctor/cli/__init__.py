@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from ckptdoctor import __version__
+from ckptdoctor.cli.contract import check, files, lock, migrate, release
 from ckptdoctor.cli.examining import diagnose, plan
 from ckptdoctor.cli.looking import diff, explain, inspect
 from ckptdoctor.cli.repairing import apply, repair
@@ -29,7 +30,11 @@ def group() -> None:
     """
 
 
-for command in (inspect, diagnose, plan, apply, repair, diff, lint, strip, extract, explain):
+for command in (
+    *(inspect, diagnose, plan, apply, repair, diff, explain),
+    *(lint, strip, extract),
+    *(lock, check, migrate, release, files),
+):
     group.add_command(command)
 
 
