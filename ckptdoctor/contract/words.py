@@ -150,7 +150,9 @@ def breaking(unit: Unit, release: Release, found: Judgement, place: str, code: s
 
 
 def _answers(unit: Unit, found: Judgement) -> list[Help]:
-    helps = [h for d in found.findings for h in d.helps if h.command.startswith("--")]
+    # One answer to each finding; the others are alternatives to it.
+    answers = ([h for h in d.helps if h.command.startswith("--")] for d in found.findings)
+    helps = [first for first, *_ in filter(None, answers)]
     flags = " ".join(dict.fromkeys(h.command for h in helps))
     return (
         [Help(f"{command('migrate', unit, '--write')} {flags}", "record this in a migration")]
