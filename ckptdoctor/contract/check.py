@@ -14,7 +14,7 @@ from ckptdoctor.contract.build import Head, build_heads
 from ckptdoctor.contract.files import Files, GitTree, WorkingTree, open_ref
 from ckptdoctor.contract.history import History, Release, read_history, read_releases
 from ckptdoctor.contract.judge import Judgement, Terms, judge
-from ckptdoctor.contract.migration import HEAD_FILE, Migration, text_digest
+from ckptdoctor.contract.migration import HEAD_FILE, Migration, meaning, text_digest
 from ckptdoctor.contract.propose import propose
 from ckptdoctor.contract.report import CheckReport, Direction, Proposal, Row, Verdict
 from ckptdoctor.contract.units import Project, Unit, open_project, units_of
@@ -271,7 +271,7 @@ def _unreleased(work: Work, unit: Unit, releases: Sequence[Release]) -> list[Rel
     tree = read_tree(text, f"{unit.lock} at {work.base.ref}")
     if any(r.tree.digest == tree.digest for r in releases):
         return []
-    return [Release(work.base.ref, unit.lock, text, tree)]
+    return [Release(work.base.short, unit.lock, text, tree)]
 
 
 def _backward(work: Work, unit: Unit, tree: ParamTree, releases: Sequence[Release]) -> None:
@@ -312,12 +312,15 @@ def _through(
 ) -> tuple[Sequence[Migration], ParamTree, Judgement]:
     """Where the release's checkpoint ends, and how that fits; without a migration if it needs none."""
     file, label = release.file, unit.model.entry
-    path, end = work.histories[unit.name].follow(release.tree, tree)
-    if path:
+    path, end = work.histories[unit.name].follow(release.tree)
+    found = work.compare(end, tree, unit, file, label)
+    if path and found.outcome == "compatible" and not meaning(path):
+        return (), release.tree, found
+    if path and found.outcome != "compatible":
         plain = work.compare(release.tree, tree, unit, file, label)
         if plain.outcome == "compatible":
             return (), release.tree, plain
-    return path, end, work.compare(end, tree, unit, file, label)
+    return path, end, found
 
 
 def _forward(work: Work, unit: Unit, tree: ParamTree, release: Release) -> None:
