@@ -182,3 +182,30 @@ def test_a_shallow_or_detached_base_is_named_shortly(repo: Repo) -> None:
 def test_trees_of_a_release_stay_what_they_were(repo: Repo) -> None:
     text = repo.read("ckpt/releases/net/1.0.tree")
     assert write_tree(read_tree(text, "1.0.tree")) == text
+
+
+def test_a_broken_base_does_not_lock_the_door(repo: Repo) -> None:
+    repo.replace("pyproject.toml", '"backward"', '"backwards"')
+    repo.replace("ckpt/net.tree", "fc.bias ", "<<<<<<< HEAD\nfc.bias ")
+    repo.commit("broken")
+    repo.branch("mended")
+    repo.replace("pyproject.toml", '"backwards"', '"backward"')
+    repo.replace("ckpt/net.tree", "<<<<<<< HEAD\n", "")
+    report = repo.check(against="main", build=False)
+    assert report.ok and len(report.notes) == 2
+    assert all(note.startswith("not compared with: ") for note in report.notes)
+
+
+def test_a_project_in_a_folder_of_its_repository(tmp_path: Path) -> None:
+    import shutil
+
+    from tests.contract.repo import LIFE
+
+    outer = Repo(tmp_path)
+    outer.git("init", "-q", "-b", "main")
+    shutil.copytree(LIFE / "start", tmp_path / "packages" / "net")
+    outer.commit("start")
+    inner = Repo(tmp_path / "packages" / "net")
+    assert inner.check(against="main", build=False).ok
+    (inner.root / "ckpt/releases/net/1.0.tree").unlink()
+    assert codes(inner.check(against="main", build=False)) == ["CKD705"]
