@@ -15,8 +15,8 @@ from ckptdoctor.trees import ParamTree
 
 _NO_TORCH = (
     "it has to be built, since it was not built here before or something that it reads has changed, and "
-    "torch is not installed: pip install 'ckptdoctor[torch]'. With `ckptdoctor check --no-build` the committed "
-    "trees alone are compared"
+    "torch is not installed: pip install 'ckptdoctor[torch]'. With `ckptdoctor check --no-build` the "
+    "committed trees alone are compared"
 )
 AT_ONCE = 2  # builds that run at the same time; each imports torch
 

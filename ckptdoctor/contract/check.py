@@ -290,7 +290,7 @@ def _unreleased(work: Work, unit: Unit, releases: Sequence[Release]) -> list[Rel
         return []
     if any(r.tree.digest == tree.digest for r in releases):
         return []
-    return [Release(work.base.short, unit.lock, text, tree)]
+    return [Release(printable(work.base.short), unit.lock, text, tree)]
 
 
 def _backward(work: Work, unit: Unit, tree: ParamTree, releases: Sequence[Release]) -> None:

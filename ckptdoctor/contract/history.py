@@ -11,6 +11,7 @@ from ckptdoctor.contract.units import Unit
 from ckptdoctor.errors import CkptDoctorError, ContractError, PlanError
 from ckptdoctor.keys import natural_key, printable
 from ckptdoctor.plan.marks import tree_mark
+from ckptdoctor.settings.model import VERSION
 from ckptdoctor.targets.treefile import read_tree
 from ckptdoctor.trees import ParamTree
 
@@ -64,6 +65,11 @@ def read_releases(files: Files, unit: Unit) -> list[Release]:
     wanted = unit.model.releases
     found = []
     for version in sorted(there, key=natural_key) if wanted is None else wanted:
+        if not VERSION.fullmatch(version):
+            raise ContractError(
+                f"{unit.releases}/{printable(version)}.tree: `{printable(version)}` is no version; 1.0.2 or "
+                "2.0-rc1 is"
+            )
         file = unit.release(version)
         text = files.read(file)
         if text is None:

@@ -209,3 +209,14 @@ def test_a_project_in_a_folder_of_its_repository(tmp_path: Path) -> None:
     assert inner.check(against="main", build=False).ok
     (inner.root / "ckpt/releases/net/1.0.tree").unlink()
     assert codes(inner.check(against="main", build=False)) == ["CKD705"]
+
+
+def test_names_of_files_are_not_trusted(repo: Repo) -> None:
+    (repo.root / "ckpt/releases/net/1.0; touch hacked.tree").write_text(repo.read("ckpt/net.tree"))
+    report = repo.check(build=False)
+    assert report.exit_code == 2 and "is no version" in report.problems[0]
+    (repo.root / "ckpt/releases/net/1.0; touch hacked.tree").unlink()
+    (repo.root / "ckpt/migrations/net").mkdir(parents=True)
+    (repo.root / "ckpt/migrations/net/$(touch hacked).toml").write_text("x = 1\n")
+    report = repo.check(build=False)
+    assert codes(report) == ["CKD704"] and "no migration's name" in report.diagnostics[0].title
