@@ -127,7 +127,9 @@ def plan(model: str, checkpoint: str, form: str, out: str | None, verbose: bool,
         stream.write(text)
     for words in found.plan.warning:
         say(f"warning: {printable(words)}")
-    if out is not None and form == "toml":
+    if out is not None and form != "toml":
+        say(f"wrote {printable(out)}; it needs no ckptdoctor")
+    elif out is not None:
         steps = len(found.plan.step)
         say(
             f"wrote {printable(out)}: {steps} step{'' if steps == 1 else 's'}; review it, then: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 from ckptdoctor.contract.cache import cached_tree, keep_tree
@@ -12,6 +13,11 @@ from ckptdoctor.contract.units import Project, Unit
 from ckptdoctor.errors import CkptDoctorError
 from ckptdoctor.trees import ParamTree
 
+_NO_TORCH = (
+    "it has to be built, since it was not built here before or something that it reads has changed, and "
+    "torch is not installed: pip install 'ckptdoctor[torch]'. With `ckptdoctor check --no-build` the "
+    "committed trees alone are compared"
+)
 AT_ONCE = 2  # builds that run at the same time; each imports torch
 
 
@@ -35,6 +41,8 @@ def _head(project: Project, unit: Unit, fresh: bool) -> Head:
     known = None if fresh else cached_tree(project, unit)
     if known is not None:
         return Head(unit, known, "unchanged")
+    if not _have_torch():
+        return Head(unit, None, problem=f"{unit.name}: {_NO_TORCH}")
     from ckptdoctor.targets.source import build_recorded
 
     try:
@@ -43,3 +51,10 @@ def _head(project: Project, unit: Unit, fresh: bool) -> Head:
         return Head(unit, None, problem=f"{unit.name}: {error}")
     keep_tree(project, unit, target.tree, inputs)
     return Head(unit, target.tree)
+
+
+def _have_torch() -> bool:
+    try:
+        return find_spec("torch") is not None
+    except ImportError:
+        return False

@@ -14,13 +14,14 @@ from ckptdoctor.contract.build import Head, build_heads
 from ckptdoctor.contract.files import Files, GitTree, WorkingTree, open_ref
 from ckptdoctor.contract.history import History, Release, read_history, read_releases
 from ckptdoctor.contract.judge import Judgement, Terms, judge
-from ckptdoctor.contract.migration import HEAD_FILE, Migration, text_digest
+from ckptdoctor.contract.migration import HEAD_FILE, Migration, meaning, text_digest
 from ckptdoctor.contract.propose import propose
 from ckptdoctor.contract.report import CheckReport, Direction, Proposal, Row, Verdict
 from ckptdoctor.contract.units import Project, Unit, open_project, units_of
 from ckptdoctor.decisions import Decision
 from ckptdoctor.errors import CkptDoctorError, SettingsError
-from ckptdoctor.keys import printable
+from ckptdoctor.keys import natural_key, printable
+from ckptdoctor.keys.names import NaturalKey
 from ckptdoctor.plan import Plan
 from ckptdoctor.settings.model import parse_settings
 from ckptdoctor.targets.treefile import TreeFileError, read_tree, write_tree
@@ -70,7 +71,7 @@ class Work:
         """The result."""
         found = [f.diagnostic for f in self.findings]
         return CheckReport(
-            rows=tuple(self.rows),
+            rows=tuple(sorted(self.rows, key=self._order)),
             diagnostics=tuple(diagnostics([Finding(d) for d in found])),
             problems=tuple(self.problems),
             models={h.unit.name: h.how for h in self.heads if h.tree is not None},
@@ -78,6 +79,10 @@ class Work:
             artifacts=self.artifacts,
             notes=tuple(self.notes),
         )
+
+    def _order(self, row: Row) -> tuple[int, str, NaturalKey]:
+        names = [h.unit.name for h in self.heads]
+        return names.index(row.unit), row.direction, natural_key(row.release)
 
     def find(self, diagnostic: object, unit: str = "", release: str = "") -> Finding:
         """Add a finding, less what is accepted."""
@@ -200,15 +205,25 @@ def check_base(work: Work) -> None:
     """Step 5 against another commit: what was committed there is still here, unchanged."""
     if work.base is None:
         return
-    text = work.base.read("pyproject.toml")
+    for unit in _units_at(work, work.base):
+        try:
+            _check_migrations(work, work.base, unit)
+            _check_releases(work, work.base, unit)
+        except CkptDoctorError as error:
+            _unreadable(work, error)
+
+
+def _units_at(work: Work, base: GitTree) -> tuple[Unit, ...]:
     try:
-        settings = parse_settings(text or "", f"pyproject.toml at {work.base.ref}")
+        return units_of(parse_settings(base.read("pyproject.toml") or "", f"pyproject.toml at {base.short}"))
     except SettingsError as error:
-        work.problems.append(str(error))
-        return
-    for unit in units_of(settings):
-        _check_migrations(work, work.base, unit)
-        _check_releases(work, work.base, unit)
+        _unreadable(work, error)
+        return work.project.units
+
+
+def _unreadable(work: Work, error: CkptDoctorError) -> None:
+    # That the other commit is broken is nothing that this one could mend.
+    work.notes.append(f"not compared with: {error}")
 
 
 def _check_migrations(work: Work, base: GitTree, unit: Unit) -> None:
@@ -246,10 +261,10 @@ def check_releases(work: Work) -> None:
             continue
         try:
             releases = read_releases(work.files, head.unit)
-            unreleased = _unreleased(work, head.unit, releases)
         except CkptDoctorError as error:
             work.problems.append(str(error))
             continue
+        unreleased = _unreleased(work, head.unit, releases)
         for release in (*releases, *unreleased):
             work.places.add(release.file, release.text)
         if head.unit.compatibility in ("backward", "full"):
@@ -265,18 +280,23 @@ def _unreleased(work: Work, unit: Unit, releases: Sequence[Release]) -> list[Rel
     """The model of the other commit: people train with the main branch, too."""
     if work.base is None or not work.project.settings.unreleased:
         return []
-    text = work.base.read(unit.lock)
-    if text is None:
+    try:
+        text = work.base.read(unit.lock)
+        tree = read_tree(text, f"{unit.lock} at {work.base.short}") if text is not None else None
+    except CkptDoctorError as error:
+        _unreadable(work, error)
         return []
-    tree = read_tree(text, f"{unit.lock} at {work.base.ref}")
+    if text is None or tree is None:
+        return []
     if any(r.tree.digest == tree.digest for r in releases):
         return []
-    return [Release(work.base.ref, unit.lock, text, tree)]
+    return [Release(printable(work.base.short), unit.lock, text, tree)]
 
 
 def _backward(work: Work, unit: Unit, tree: ParamTree, releases: Sequence[Release]) -> None:
     wanted: dict[str, tuple[Plan, ParamTree, ParamTree]] = {}
-    waiting: list[tuple[Release, Judgement, str]] = []
+    waiting: dict[str, list[Release]] = {}
+    missing: dict[str, Judgement] = {}
     for release in releases:
         path, end, found = _through(work, unit, tree, release)
         if found.outcome == "compatible":
@@ -288,7 +308,8 @@ def _backward(work: Work, unit: Unit, tree: ParamTree, releases: Sequence[Releas
             _row(work, unit, release, "backward", "compatible", "what differs is ignored by every consumer")
         elif found.outcome == "repairable" and found.plan is not None:
             wanted.setdefault(end.digest, (found.plan, end, tree))
-            waiting.append((release, found, end.digest))
+            missing[end.digest] = found
+            waiting.setdefault(end.digest, []).append(release)
         else:
             place = work.places.of(found.open, unit.lock, release.file)
             made = work.find(words.breaking(unit, release, found, place), unit.name, release.version)
@@ -297,13 +318,17 @@ def _backward(work: Work, unit: Unit, tree: ParamTree, releases: Sequence[Releas
     made_now = propose(unit, work.histories[unit.name], list(wanted.values()))
     work.made += made_now
     paths = dict(zip(wanted, (p.path for p, _ in made_now), strict=True))
-    for release, found, digest in waiting:
-        assert found.plan is not None
-        keys = [k for d in found.findings for k in d.keys]
-        place = work.places.of(keys, unit.lock, release.file)
-        work.find(
-            words.missing_migration(unit, release, found, paths[digest], place), unit.name, release.version
-        )
+    for digest, waits in waiting.items():
+        _missing(work, unit, waits, missing[digest], paths[digest])
+
+
+def _missing(work: Work, unit: Unit, releases: Sequence[Release], found: Judgement, path: str) -> None:
+    """One finding for all releases that the same migration serves."""
+    assert found.plan is not None  # repairable
+    keys = [k for d in found.findings for k in d.keys]
+    place = work.places.of(keys, unit.lock, releases[0].file)
+    work.find(words.missing_migration(unit, releases, found, path, place), unit.name)
+    for release in releases:
         _row(work, unit, release, "backward", "migration missing", words.summary(found.plan))
 
 
@@ -312,12 +337,15 @@ def _through(
 ) -> tuple[Sequence[Migration], ParamTree, Judgement]:
     """Where the release's checkpoint ends, and how that fits; without a migration if it needs none."""
     file, label = release.file, unit.model.entry
-    path, end = work.histories[unit.name].follow(release.tree, tree)
-    if path:
+    path, end = work.histories[unit.name].follow(release.tree)
+    found = work.compare(end, tree, unit, file, label)
+    if path and found.outcome == "compatible" and not meaning(path):
+        return (), release.tree, found
+    if path and found.outcome != "compatible":
         plain = work.compare(release.tree, tree, unit, file, label)
         if plain.outcome == "compatible":
             return (), release.tree, plain
-    return path, end, work.compare(end, tree, unit, file, label)
+    return path, end, found
 
 
 def _forward(work: Work, unit: Unit, tree: ParamTree, release: Release) -> None:

@@ -55,6 +55,11 @@ class GitTree:
     ref: str
     commit: str
 
+    @property
+    def short(self) -> str:
+        """The name as it was given; a whole digest is cut."""
+        return self.ref[:12] if self.ref == self.commit else self.ref
+
     def read(self, path: str) -> str | None:
         """See :class:`Files`."""
         # A path that git does not know and one that it cannot read end alike; the listing tells them apart.

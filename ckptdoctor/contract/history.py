@@ -10,6 +10,8 @@ from ckptdoctor.contract.migration import FILE_NAME, HEAD_FILE, Migration, head_
 from ckptdoctor.contract.units import Unit
 from ckptdoctor.errors import CkptDoctorError, ContractError, PlanError
 from ckptdoctor.keys import natural_key, printable
+from ckptdoctor.plan.marks import tree_mark
+from ckptdoctor.settings.model import VERSION
 from ckptdoctor.targets.treefile import read_tree
 from ckptdoctor.trees import ParamTree
 
@@ -41,21 +43,20 @@ class History:
     migrations: tuple[Migration, ...] = ()
     problems: tuple[Problem, ...] = ()
 
-    def follow(self, tree: ParamTree, goal: ParamTree) -> tuple[tuple[Migration, ...], ParamTree]:
+    def follow(self, tree: ParamTree) -> tuple[tuple[Migration, ...], ParamTree]:
         """The migrations that a checkpoint of this tree goes through, and the tree at their end.
 
-        Stops at ``goal``. Each migration is used once, so a change that was taken back makes no circle.
+        From the first that starts from its names and shapes to the end of the chain, as
+        `ckptdoctor.contract.runtime` does; so a change that was taken back makes no circle.
         """
         path: list[Migration] = []
-        left = list(self.migrations)
-        while tree.digest != goal.digest:
-            step = next((m for m in left if m.plan.source.tree == tree.digest), None)
-            if step is None:
-                break
-            left = left[left.index(step) + 1 :]
-            path.append(step)
-            tree = step.target
-        return tuple(path), tree
+        at = tree_mark(tree.specs)
+        for migration in self.migrations:
+            before, after = migration.marks
+            if before == at:
+                path.append(migration)
+                at = after
+        return tuple(path), path[-1].target if path else tree
 
 
 def read_releases(files: Files, unit: Unit) -> list[Release]:
@@ -64,6 +65,11 @@ def read_releases(files: Files, unit: Unit) -> list[Release]:
     wanted = unit.model.releases
     found = []
     for version in sorted(there, key=natural_key) if wanted is None else wanted:
+        if not VERSION.fullmatch(version):
+            raise ContractError(
+                f"{unit.releases}/{printable(version)}.tree: `{printable(version)}` is no version; 1.0.2 or "
+                "2.0-rc1 is"
+            )
         file = unit.release(version)
         text = files.read(file)
         if text is None:

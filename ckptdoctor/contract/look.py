@@ -9,6 +9,7 @@ from ckptdoctor.contract import words
 from ckptdoctor.contract.accepts import Accepts
 from ckptdoctor.contract.files import WorkingTree
 from ckptdoctor.contract.history import read_history
+from ckptdoctor.contract.migration import read_migration
 from ckptdoctor.contract.units import open_project
 from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.errors import CkptDoctorError
@@ -58,6 +59,9 @@ def look_around(folder: Path) -> tuple[list[str], list[Diagnostic], int]:
 
 
 def _plan(text: str, name: str) -> None:
+    if "\n[migration]\n" in text.replace("\r\n", "\n"):
+        _ = read_migration(text, name).expansion
+        return
     try:
         from_toml(text)
     except CkptDoctorError as error:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckptdoctor.errors import CkptDoctorError, PlanError
 from ckptdoctor.keys import printable
-from ckptdoctor.plan import Expansion, Plan, expand, from_toml, to_toml
+from ckptdoctor.plan import Expansion, Fill, Plan, expand, from_toml, to_toml
+from ckptdoctor.plan.marks import tree_mark
 from ckptdoctor.plan.toml import quote, toml_line
 from ckptdoctor.settings.lines import find_line
 from ckptdoctor.targets.treefile import read_tree, write_tree
@@ -75,6 +77,35 @@ class Migration:
     def expansion(self) -> Expansion:
         """The plan key by key, checked against both trees. Raises :class:`PlanError`."""
         return expand(self.plan, self.source, self.target)
+
+    @cached_property
+    def marks(self) -> tuple[str, str]:
+        """Digests of names and shapes before and after; another dtype is the same checkpoint here."""
+        return tree_mark(self.source.specs), tree_mark(self.target.specs)
+
+
+def meaning(way: Sequence[Migration]) -> dict[str, Any]:
+    """What becomes of every key, apart from the migrations that say so; ``{}`` when nothing changes."""
+    if not way:
+        return {}
+    made: dict[str, Any] = {key: key for key in way[0].source.specs}
+    for migration in way:
+        fills = migration.expansion.fills
+        before = made
+        made = {}
+        for key in fills:
+            fill = fills[anchor(fills, key)]
+            parts = [before[s] for s in fill.sources]
+            plain = fill.kind == "load" and not fill.ops and len(parts) == 1
+            made[key] = parts[0] if plain else (fill.kind, parts, fill.ops)
+    return {} if all(key == value for key, value in made.items()) else made
+
+
+def anchor(fills: Mapping[str, Fill], key: str) -> str:
+    """The key whose tensor a tied key is; any other key is its own."""
+    while fills[key].kind == "tie":
+        key = fills[key].tied_to
+    return key
 
 
 def text_digest(text: str) -> str:

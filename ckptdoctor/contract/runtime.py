@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptdoctor.contract.migration import FILE_NAME, Migration, read_migration
+from ckptdoctor.contract.migration import FILE_NAME, Migration, anchor, meaning, read_migration
 from ckptdoctor.errors import ApplyError, ContractError
 from ckptdoctor.keys import printable
-from ckptdoctor.plan.marks import shape_mark, tree_mark
+from ckptdoctor.plan.marks import shape_mark
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -108,7 +108,7 @@ class _Hook:
     """The pre-hook: finds the way from what comes to what the model is, and goes it."""
 
     def __init__(self, chains: Sequence[tuple[Migration, ...]]) -> None:
-        self.chains = [[(tree_mark(m.source.specs), tree_mark(m.target.specs), m) for m in c] for c in chains]
+        self.chains = [[(*m.marks, m) for m in chain] for chain in chains]
         self.added: list[tuple[MutableMapping[str, Any], str]] = []
 
     def __call__(
@@ -138,8 +138,8 @@ class _Hook:
             return ways[0]
         if mark == goal:
             ways.append([])
-        if len({repr(_meaning(way)) for way in ways}) < 2:
-            return ways[0] if ways and _meaning(ways[0]) else []
+        if len({repr(meaning(way)) for way in ways}) < 2:
+            return ways[0] if ways and meaning(ways[0]) else []
         first = next(way for way in ways if way)
         raise ApplyError(
             f"this state dict may be older or newer than {first[-1].name}: names and shapes are the same "
@@ -199,23 +199,6 @@ def _ways(
     return ways
 
 
-def _meaning(way: Sequence[Migration]) -> dict[str, Any]:
-    """What becomes of every key, apart from the migrations that say so; ``{}`` when nothing changes."""
-    if not way:
-        return {}
-    made: dict[str, Any] = {key: key for key in way[0].source.specs}
-    for migration in way:
-        fills = migration.expansion.fills
-        before = made
-        made = {}
-        for key in fills:
-            fill = fills[_anchor(fills, key)]
-            parts = [before[s] for s in fill.sources]
-            plain = fill.kind == "load" and not fill.ops and len(parts) == 1
-            made[key] = parts[0] if plain else (fill.kind, parts, fill.ops)
-    return {} if all(key == value for key, value in made.items()) else made
-
-
 def run(migration: Migration, values: Values) -> dict[str, Tensor | None]:
     """The tensors after one migration. Raises :class:`ApplyError` when its plan cannot be kept to."""
     from ckptdoctor.ops import parse_chain
@@ -244,7 +227,7 @@ def run(migration: Migration, values: Values) -> dict[str, Tensor | None]:
             made[key] = parse_chain(fill.ops).run(known) if fill.ops else known[0]
     for key, fill in expansion.fills.items():
         if fill.kind == "tie":
-            made[key] = made[_anchor(expansion.fills, key)]
+            made[key] = made[anchor(expansion.fills, key)]
     _check_ties(migration, made)
     return {key: made[key] for key in expansion.fills}
 
@@ -262,12 +245,6 @@ def _check_ties(migration: Migration, made: Values) -> None:
                     f"{migration.name}: `{printable(first)}` and `{printable(key)}` are one tensor of the "
                     "model, and the checkpoint has two different ones"
                 )
-
-
-def _anchor(fills: Mapping[str, Any], key: str) -> str:
-    while fills[key].kind == "tie":
-        key = fills[key].tied_to
-    return key
 
 
 def _moved(migration: Migration, versions: Mapping[str, Any]) -> dict[str, Any]:

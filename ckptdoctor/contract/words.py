@@ -105,7 +105,9 @@ def dropped(unit: Unit, version: str, ref: str, what: str, place: str) -> Diagno
     )
 
 
-def missing_migration(unit: Unit, release: Release, found: Judgement, path: str, place: str) -> Diagnostic:
+def missing_migration(
+    unit: Unit, releases: Sequence[Release], found: Judgement, path: str, place: str
+) -> Diagnostic:
     """CKD702."""
     assert found.plan is not None  # repairable
     causes = [d for d in found.findings if d.fix is not None]
@@ -113,8 +115,8 @@ def missing_migration(unit: Unit, release: Release, found: Judgement, path: str,
     evidence = evidence or [Line(text) for text in plan_words(found.plan)]
     keys = tuple(k for d in causes for k in d.keys)
     return find_rule("CKD702").finding(
-        f"checkpoints of `{unit.name}` {release.version} need a migration that is not committed",
-        place=(place, f"{release.file}"),
+        f"checkpoints of `{unit.name}` {versions(releases)} need a migration that is not committed",
+        place=(place, releases[0].file),
         evidence=evidence,
         why=next((d.why for d in causes if d.why), ""),
         fix=(f"commit {path}: {summary(found.plan)}", "safe"),
@@ -231,6 +233,13 @@ def summary(plan: Plan) -> str:
     if not words:
         return "nothing moves"
     return words[0] + (f" and {count(len(words) - 1, 'more step')}" if len(words) > 1 else "")
+
+
+def versions(releases: Sequence[Release]) -> str:
+    """``1.0, 1.1 and 3 more``."""
+    names = [printable(r.version) for r in releases]
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 def key_words(keys: Sequence[str]) -> str:

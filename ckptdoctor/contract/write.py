@@ -17,7 +17,7 @@ from ckptdoctor.decisions import Decision
 from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.errors import CkptDoctorError, ContractError, TargetError
 from ckptdoctor.keys import printable
-from ckptdoctor.settings.model import Version
+from ckptdoctor.settings.model import VERSION
 from ckptdoctor.targets.treefile import read_tree, write_tree
 from ckptdoctor.trees import ParamTree
 
@@ -112,13 +112,9 @@ def add_release(folder: Path, version: str, checkpoint: str, model: str | None =
     ``checkpoint`` may name a state dict inside (``file.pth#ema``). Which entries are buffers is taken from
     the model's lock, where that knows them; a file does not say.
     """
-    from pydantic import TypeAdapter, ValidationError
-
+    if not VERSION.fullmatch(version):
+        raise ContractError(f"`{printable(version)}` is no version; 1.0.2 or 2.0-rc1 is")
     project = open_project(folder)
-    try:
-        TypeAdapter(Version).validate_python(version)
-    except ValidationError:
-        raise ContractError(f"`{printable(version)}` is no version; 1.0.2 or 2.0-rc1 is") from None
     unit = _one(project, model)
     tree = _tree_of(checkpoint)
     lock = _lock_or_none(project, unit)

@@ -86,7 +86,7 @@ def check_page(report: CheckReport, options: Options | None = None) -> Page:
         page.add("")
     _rows(page, report.rows)
     for note in report.notes:
-        page.add((f"note: {note}", "grey"))
+        page.add(("note: ", "grey"), printable_lines(note))
     for problem in report.problems:
         page.add(("could not check: ", "error"), printable_lines(problem))
     page.add((verdict(report), "title"))

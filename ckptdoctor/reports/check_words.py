@@ -64,5 +64,6 @@ def concise(report: CheckReport) -> list[str]:
     for d in report.diagnostics:
         mark = "[*] " if d.fix is not None and d.fix.applicability == "safe" else ""
         lines.append(f"{printable(d.place)}: {d.severity}: {d.code} {mark}{d.title}")
+    lines += [f"note: {printable_lines(note)}" for note in report.notes]
     lines += [f"could not check: {printable_lines(p)}" for p in report.problems]
     return [*lines, verdict(report)]

@@ -24,6 +24,7 @@ def check_text(report: CheckReport) -> str:
     """The whole report."""
     parts = [f"### ckptdoctor: {_head(report)}\n"]
     parts += [f"- could not check: {_paragraph(problem)}\n" for problem in report.problems]
+    parts += [f"- note: {_paragraph(note)}\n" for note in report.notes]
     if report.rows:
         parts.append(_table(report))
     parts += [_finding(d) for d in report.diagnostics]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ def _one_or_more(value: object) -> object:
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+Version = Annotated[str, Field(pattern=f"^{VERSION.pattern}$")]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Text = Annotated[str, Field(min_length=1)]
 Level = Literal["strict", "weights"] | Annotated[tuple[Pattern, ...], Field(min_length=1)]

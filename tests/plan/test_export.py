@@ -305,3 +305,32 @@ def test_the_forms_are_those_of_the_command_line() -> None:
 
     assert offered == FORMS
     assert not any(keyword.iskeyword(form) for form in FORMS)
+
+
+def test_a_hook_works_in_a_part_of_a_larger_model() -> None:
+    plan, source, target = renaming({"layer1.w": "stages.0.w", "b": "b"})
+    part = module_of(target)
+    whole = nn.Module()
+    whole.add_module("net", part)
+    namespace(export(plan, source, target, "hook"))["install"](part)
+    old = tensors(source.specs)
+    whole.load_state_dict({f"net.{k}": v for k, v in old.items()})
+    assert torch.equal(whole.state_dict()["net.stages.0.w"], old["layer1.w"])
+    with pytest.raises(RuntimeError, match="Missing key"):
+        whole.load_state_dict({f"net.{k}": v for k, v in old.items() if k != "b"})
+
+
+@pytest.mark.parametrize(
+    ("path", "checkpoint"),
+    [
+        ("", {"a": 1}),
+        ("state_dict", {"state_dict": {"a": 1}, "state": 3}),
+        ("model.ema", {"model": {"ema": {"a": 1}}}),
+        ("model.ema", {"model.ema": {"a": 1}, "model": {"b": 2}}),
+        ("models[1]", {"models": [None, {"a": 1}]}),
+        ("models[0].net", {"models": [{"net": {"a": 1}}]}),
+    ],
+)
+def test_the_script_finds_the_state_dict_inside(path: str, checkpoint: Any) -> None:
+    plan, source, target = renaming({"a": "b"})
+    assert namespace(export(plan, source, target, "python"))["find"](checkpoint, path) == {"a": 1}
