@@ -13,8 +13,8 @@ from torch.nn.functional import gelu
 
 from tests.recipes.applier import convert
 from tests.recipes.models import dinov2 as dinov2_model
+from tests.recipes.models import flux, litgpt_layernorm, llamas, megatron_gpt
 from tests.recipes.models import lens as lens_model
-from tests.recipes.models import litgpt_layernorm, llamas, megatron_gpt
 from tests.recipes.models import swin as swin_model
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 0]])
@@ -421,4 +421,12 @@ CASES = [
     gemma(),
     llama("litgpt-olmo2", llamas.olmo2, "grouped queries", "Olmo2", plain=True),
     dinov2("dinov2-giant-timm", Transformers("Dinov2Model", **DINO_CONFIG), mlp=("fc1", "fc2")),
+    Case(
+        "flux-diffusers",
+        "two double and two single blocks",
+        lambda s: flux.bfl(s, flux.inputs()),
+        lambda s: flux.diffusers(s, flux.inputs()),
+        lambda: {k: torch.zeros(shape, dtype=torch.float64) for k, shape in flux.shapes().items()},
+        {},
+    ),
 ]
