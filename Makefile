@@ -46,8 +46,9 @@ format: $(READY)  ## rewrite files as ruff wants them
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the matching engine and four baselines on cases with known truth
+bench: $(READY)  ## how well and how fast, beside other tools; SPEED=--quick for two minutes
 	$(BIN)/python benchmarks/matching.py fixtures/cases --mutations 1000
+	$(BIN)/python -m benchmarks.speed $(SPEED)
 
 demo: $(REAL)/.ready  ## a real checkpoint, broken, diagnosed, repaired and loaded
 	$(BIN)/python demo/demo.py

@@ -66,10 +66,10 @@ def rows(cases: Iterable[Case], folder: Path) -> Iterable[Row]:
     for case in cases:
         (folder / case.folder).mkdir()
         path = case.make(folder / case.folder, canary)
-        mine = guarded(READERS["ckptdoctor"], str(path))
+        mine = guarded(READERS["ckptdoctor"], str(path), seconds=5)
         executed = canary.exists()
         peer = peer_of(path)
-        theirs = guarded(READERS[peer], str(path))
+        theirs = guarded(READERS[peer], str(path), seconds=5)
         size = sum(p.stat().st_size for p in (folder / case.folder).glob("*") if p.is_file())
         yield Row(case, path, size, mine, peer, theirs, executed)
         canary.unlink(missing_ok=True)

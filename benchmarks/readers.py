@@ -45,14 +45,14 @@ def torchs(path: str) -> Prints:
     return dict(_flat("", value))
 
 
-def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _flat(path: str, value: Any, above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
     import torch
 
     if isinstance(value, torch.Tensor):
         yield path, fingerprint(value)
-    elif isinstance(value, Mapping) and len(path) < 10**5 and path.count(".") < 30:
+    elif isinstance(value, Mapping) and id(value) not in above:  # a mapping may contain itself
         for key, inner in value.items():
-            yield from _flat(f"{path}.{key}" if path else str(key), inner)
+            yield from _flat(f"{path}.{key}" if path else str(key), inner, (*above, id(value)))
 
 
 def safetensorss(path: str) -> Prints:

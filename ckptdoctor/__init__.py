@@ -6,7 +6,10 @@ Reading and reporting need no torch, and nothing in a checkpoint is ever execute
 - :func:`diagnose` says whether they fit, why not, and what repairs it;
 - :func:`plan` and :func:`apply` make that repair reviewable and repeatable;
 - :func:`auto_load` does all of it and proves the result, or leaves the model untouched;
-- :func:`diff` compares two checkpoints or models.
+- :func:`diff` compares two checkpoints or models;
+- :func:`save_checkpoint` and :func:`auto_resume` save and resume a training, optimizer state by name.
+- :func:`check` holds a project's models against published checkpoints before a merge, and
+  :func:`register_migrations` lets ``load_state_dict`` take them afterwards.
 
 Everything is imported on first use, so ``import ckptdoctor`` costs milliseconds.
 """
@@ -21,44 +24,63 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Archive",
+    "CheckReport",
     "CkptDoctorError",
     "Diagnosis",
     "Diagnostic",
     "ParamTree",
     "Plan",
     "Receipt",
+    "ResumeReceipt",
+    "Saving",
     "__version__",
     "apply",
     "auto_load",
+    "auto_resume",
+    "check",
     "diagnose",
     "diff",
     "inspect",
     "plan",
+    "register_migrations",
+    "save_checkpoint",
     "snapshot",
 ]
 
 # Public name -> the module that defines it.
 _HOMES = {
     "Archive": "ckptdoctor.formats.base",
+    "CheckReport": "ckptdoctor.contract.report",
     "CkptDoctorError": "ckptdoctor.errors",
     "Diagnosis": "ckptdoctor.diagnosis",
     "Diagnostic": "ckptdoctor.diagnostics",
     "ParamTree": "ckptdoctor.trees",
     "Plan": "ckptdoctor.plan",
     "Receipt": "ckptdoctor.receipt",
+    "ResumeReceipt": "ckptdoctor.training.receipt",
+    "Saving": "ckptdoctor.training.background",
+    "auto_resume": "ckptdoctor.training.resume",
+    "register_migrations": "ckptdoctor.contract.runtime",
+    "save_checkpoint": "ckptdoctor.training.save",
     **dict.fromkeys(
-        ("apply", "auto_load", "diagnose", "diff", "inspect", "plan", "snapshot"), "ckptdoctor.api"
+        ("apply", "auto_load", "check", "diagnose", "diff", "inspect", "plan", "snapshot"), "ckptdoctor.api"
     ),
 }
 
 if TYPE_CHECKING:
-    from ckptdoctor.api import apply, auto_load, diagnose, diff, inspect, plan, snapshot
+    from ckptdoctor.api import apply, auto_load, check, diagnose, diff, inspect, plan, snapshot
+    from ckptdoctor.contract.report import CheckReport
+    from ckptdoctor.contract.runtime import register_migrations
     from ckptdoctor.diagnosis import Diagnosis
     from ckptdoctor.diagnostics import Diagnostic
     from ckptdoctor.errors import CkptDoctorError
     from ckptdoctor.formats.base import Archive
     from ckptdoctor.plan import Plan
     from ckptdoctor.receipt import Receipt
+    from ckptdoctor.training.background import Saving
+    from ckptdoctor.training.receipt import ResumeReceipt
+    from ckptdoctor.training.resume import auto_resume
+    from ckptdoctor.training.save import save_checkpoint
     from ckptdoctor.trees import ParamTree
 
 

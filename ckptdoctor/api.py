@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from ckptdoctor.keys import printable
 if TYPE_CHECKING:
     import torch
 
+    from ckptdoctor.contract import CheckReport
     from ckptdoctor.diagnosis import Diagnosis
     from ckptdoctor.formats.base import Archive, StateDict
     from ckptdoctor.plan import Plan
@@ -42,8 +42,10 @@ def inspect(path: PathLike, *, deep: bool = False) -> Archive:
     ['state_dict']
     """
     from ckptdoctor.formats import open_checkpoint
+    from ckptdoctor.training.checks import archive_findings
 
     archive = open_checkpoint(path)
+    archive = replace(archive, diagnostics=(*archive.diagnostics, *archive_findings(archive)))
     if deep:
         from ckptdoctor.formats import deep_check
 
@@ -86,8 +88,7 @@ def diagnose(
     """
     from ckptdoctor.diagnosis import examine
 
-    parsed = tuple(map(_with_rows, parse_decisions(decisions)))
-    archive = inspect(path)
+    archive, parsed = _opened(path, tuple(map(_with_rows, parse_decisions(decisions))))
     target = _target(model, archive, kwargs, timeout, parsed)
     return examine(archive, target, parsed, reporter=reporter)
 
@@ -156,7 +157,7 @@ def apply(
     loaded 320 tensors (25,610,205 values) from ddp.pth into ResNet
     """
     file = plan.source.file if path is None else path
-    archive = inspect(file)
+    archive, _ = _opened(file, plan_choice(plan))
     if out is None:
         if model is None or isinstance(model, str | os.PathLike):
             raise ApplyError("apply() needs a live model to load into, or out= for a file to write")
@@ -167,6 +168,23 @@ def apply(
     how: dict[str, Any] = {"verify": verify, "max_shard_size": max_shard_size, "progress": progress}
     how["probe"] = probe
     return _into_file(plan, archive, target, out, kwargs=kwargs, timeout=timeout, live=live, **how)
+
+
+def _opened(path: PathLike, decisions: tuple[Decision, ...]) -> tuple[Archive, tuple[Decision, ...]]:
+    """The file's headers, and the decisions with ``choose=ema`` as the state dict that it means."""
+    from ckptdoctor.formats import open_checkpoint
+
+    archive = open_checkpoint(path)
+    if not any(d.kind == "choose" for d in decisions):
+        return archive, decisions
+    from ckptdoctor.training.average import resolve
+
+    return resolve(archive, decisions)
+
+
+def plan_choice(plan: Plan) -> tuple[Decision, ...]:
+    """The state dict that a plan was made for, as a decision."""
+    return (Decision("choose", plan.source.state_dict),) if plan.source.state_dict else ()
 
 
 def _chosen(plan: Plan, archive: Archive) -> StateDict:
@@ -308,7 +326,8 @@ def auto_load(
         made = read_plan(plan) if isinstance(plan, str | os.PathLike) else plan
         if tuple(decisions):
             raise DecisionError("a plan holds its decisions already; give either plan= or decisions=")
-        return _into_model(made, inspect(path), model, device, materialise, verify, probe)
+        archive = _opened(path, plan_choice(made))[0]
+        return _into_model(made, archive, model, device, materialise, verify, probe)
     found = diagnose(model, path, decisions=decisions, reporter=reporter)
     found.raise_for_verdict()
     assert found.plan is not None  # raise_for_verdict
@@ -357,6 +376,7 @@ def _target(
     decisions: Sequence[Decision] = (),
 ) -> Target:
     from ckptdoctor.targets import Target, load_target
+    from ckptdoctor.targets.live import live_target, with_settings
     from ckptdoctor.trees import ParamTree
 
     if isinstance(model, Target):
@@ -366,30 +386,8 @@ def _target(
     if isinstance(model, str | os.PathLike):
         prefer = (lambda found: _best(found, archive, decisions)) if archive is not None else None
         found = load_target(model, kwargs=kwargs, timeout=timeout, prefer=prefer)
-        return _with_settings(found, Path(os.fspath(model).partition(":")[0]).parent)
-    return _with_settings(_live_target(model), Path())
-
-
-def _with_settings(target: Target, folder: Path) -> Target:
-    """What ``[tool.ckptdoctor] renamed_from`` declares, under what the model itself declares."""
-    from ckptdoctor.settings import renamed_from
-
-    declared = renamed_from(folder if folder.is_dir() else Path())
-    if not declared:
-        return target
-    return replace(target, tree=replace(target.tree, renamed={**declared, **target.tree.renamed}))
-
-
-def _live_target(model: torch.nn.Module) -> Target:
-    import inspect as python
-
-    from ckptdoctor.targets import Target
-
-    place = ""
-    with suppress(TypeError, OSError):
-        file = python.getsourcefile(type(model)) or ""
-        place = f"{Path(file).name}:{python.getsourcelines(type(model))[1]}" if file else ""
-    return Target(snapshot(model), type(model).__name__, place)
+        return with_settings(found, Path(os.fspath(model).partition(":")[0]).parent)
+    return live_target(model)
 
 
 def _best(found: Sequence[Target], archive: Archive, decisions: Sequence[Decision]) -> int | None:
@@ -425,3 +423,23 @@ def _is_file(side: Model) -> bool:
     return (
         isinstance(side, str | os.PathLike) and Path(side).suffix not in ("", ".py") and Path(side).exists()
     )
+
+
+def check(
+    folder: PathLike = ".", *, against: str | None = None, build: bool = True, model: str | None = None
+) -> CheckReport:
+    """Hold the models of a project against their committed trees, their releases and their migrations.
+
+    The project is the nearest ``pyproject.toml`` at or above ``folder`` with ``[tool.ckptdoctor]``.
+    ``against`` is a commit whose migrations and releases have to be there still, and whose models'
+    checkpoints have to load. ``build=False`` takes the committed trees for the models, which needs no torch.
+    ``model`` names one model or variant. Writes nothing that git sees. Raises
+    :class:`~ckptdoctor.errors.SettingsError` naming the line, and
+    :class:`~ckptdoctor.errors.ContractError` when git does not know ``against``.
+
+    >>> check(against="main").ok                                        # doctest: +SKIP
+    True
+    """
+    from ckptdoctor.contract import check_project
+
+    return check_project(Path(folder), against=against, build=build, model=model)

@@ -16,7 +16,7 @@ KINDS: dict[str, str] = {
     "rename": "FROM=TO: the checkpoint key (or pattern) FROM is the model's TO",
     "op": "PATTERN=OPS: make the model keys matching PATTERN through these tensor ops",
     "value": "NAME=N: a number that shapes do not show, e.g. num_attention_heads=32",
-    "choose": "use the state dict at PATH of the checkpoint, or a choice that a question offers",
+    "choose": "use the state dict at PATH of the checkpoint (`ema`, `raw`), or what a question offers",
     "accept": "accept a named risk, e.g. a rule's name",
 }
 

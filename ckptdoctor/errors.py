@@ -73,3 +73,7 @@ class ProbeError(VerifyError):
 
 class SettingsError(CkptDoctorError):
     """``[tool.ckptdoctor]`` is wrong; the message names the line."""
+
+
+class ContractError(CkptDoctorError):
+    """A file of the contract (a lock, a release, a migration) cannot be read or written, or git cannot."""

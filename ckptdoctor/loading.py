@@ -47,6 +47,7 @@ def apply_to_model(
     state_dict: str = "",
     target: str = "",
     probe: Callable[[], ProbeResult] | None = None,
+    then: Callable[[], None] | None = None,
 ) -> Receipt:
     """Fill a live model from a checkpoint and verify it; the model is untouched unless all of it holds.
 
@@ -56,7 +57,8 @@ def apply_to_model(
     ``source_versions`` is the checkpoint's ``_metadata``; ``accept`` names cast classes that a person
     accepted (``"range"``). Without ``verify`` no bits are compared. ``source``, ``state_dict`` and
     ``target`` are words for the receipt. ``probe`` runs the loaded model on known inputs and raises when it
-    gives something else; for that alone a copy of the old values is kept.
+    gives something else; for that alone a copy of the old values is kept. ``then`` runs last, before the
+    model is written: if it raises, the model is as before, too.
 
     Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
     """
@@ -84,6 +86,8 @@ def apply_to_model(
         entries = _entries(expansion, target_tree, casts)
         made = Receipt(source, state_dict, target, "", entries, dict(expansion.unused), notes)
         receipts.append(replace(made, probe=parity, verified=verify))
+        if then is not None:
+            then()
 
     run_on_model(
         expansion,

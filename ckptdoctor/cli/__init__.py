@@ -9,10 +9,12 @@ from typing import NoReturn
 import click
 
 from ckptdoctor import __version__
+from ckptdoctor.cli.contract import check, files, lock, migrate, release
 from ckptdoctor.cli.examining import diagnose, plan
 from ckptdoctor.cli.looking import diff, explain, inspect
 from ckptdoctor.cli.repairing import apply, repair
 from ckptdoctor.cli.running import run
+from ckptdoctor.cli.training import extract, lint, strip
 
 
 @click.group(
@@ -28,7 +30,11 @@ def group() -> None:
     """
 
 
-for command in (inspect, diagnose, plan, apply, repair, diff, explain):
+for command in (
+    *(inspect, diagnose, plan, apply, repair, diff, explain),
+    *(lint, strip, extract),
+    *(lock, check, migrate, release, files),
+):
     group.add_command(command)
 
 

@@ -21,6 +21,8 @@ from ckptdoctor.cli.options import (
 if TYPE_CHECKING:
     from ckptdoctor.diagnosis import Diagnosis
 
+FORMS = ("python", "hook", "mmengine", "transformers")  # those of `ckptdoctor.plan.export`
+
 
 def examine(model: str, checkpoint: str, options: dict[str, Any], reporter: Any = None) -> Diagnosis:
     """Diagnose with the flags of the command line."""
@@ -42,6 +44,7 @@ def examine(model: str, checkpoint: str, options: dict[str, Any], reporter: Any 
 @model_options
 @decision_options
 @click.option("--expand", is_flag=True, help="Print the whole alignment as a table, key by key.")
+@click.option("--optimizer", is_flag=True, help="Also say whether the optimizer state can be resumed.")
 @click.option("--trace", is_flag=True, help="Print on stderr why each pair was matched or not.")
 @format_option()
 @out_option("Write the report to FILE.")
@@ -51,6 +54,7 @@ def diagnose(
     model: str,
     checkpoint: str,
     expand: bool,
+    optimizer: bool,
     trace: bool,
     form: str,
     out: str | None,
@@ -74,8 +78,18 @@ def diagnose(
         from ckptdoctor.reports.trace import write_trace
 
         write_trace(reporter, sys.stderr)
+    blocked = False
+    if optimizer:
+        from ckptdoctor.cli.running import say
+        from ckptdoctor.training.checks import optimizer_findings
+
+        before = len(found.diagnostics)
+        found, words = optimizer_findings(found, checkpoint)
+        blocked = any(d.severity != "note" for d in found.diagnostics[before:])
+        if words and not blocked:
+            say(words)
     show_diagnosis(found, form, out, verbose, options["kwargs"], expand)
-    return int(not found.ok and not exit_zero)
+    return int((not found.ok or blocked) and not exit_zero)
 
 
 @click.command(short_help="Write the repair as a file to review.")
@@ -83,11 +97,21 @@ def diagnose(
 @click.argument("checkpoint")
 @model_options
 @decision_options
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("toml", *FORMS)),
+    default="toml",
+    show_default=True,
+    help="toml is what apply takes; the others need no ckptdoctor.",
+)
 @out_option("Write the plan to FILE instead of stdout.")
 @verbose_option
-def plan(model: str, checkpoint: str, out: str | None, verbose: bool, **options: Any) -> int:
+def plan(model: str, checkpoint: str, form: str, out: str | None, verbose: bool, **options: Any) -> int:
     """Write the repair as a plan (TOML) that can be reviewed, committed and applied.
 
+    For people without ckptdoctor: python is a script and hook a load_state_dict pre-hook, both with torch
+    only; mmengine (revise_keys) and transformers (key_mapping) are tables of renames.
     Exits 1, with the open questions on stderr and no plan, while something is undecided.
     """
     from ckptdoctor.cli.output import explain_refusal, opened
@@ -98,16 +122,26 @@ def plan(model: str, checkpoint: str, out: str | None, verbose: bool, **options:
     if found.verdict not in ("compatible", "repairable") or found.plan is None:
         explain_refusal(found, verbose, options["kwargs"])
         return 1
-    from ckptdoctor.plan import to_toml
-
+    text = _written(found, form)
     with opened(out) as stream:
-        stream.write(to_toml(found.plan))
+        stream.write(text)
     for words in found.plan.warning:
         say(f"warning: {printable(words)}")
-    if out is not None:
+    if out is not None and form == "toml":
         steps = len(found.plan.step)
         say(
             f"wrote {printable(out)}: {steps} step{'' if steps == 1 else 's'}; review it, then: "
             f"ckptdoctor apply {printable(out)} -o OUT"
         )
     return 0
+
+
+def _written(found: Diagnosis, form: str) -> str:
+    assert found.plan is not None and found.source is not None  # there is a verdict
+    if form == "toml":
+        from ckptdoctor.plan import to_toml
+
+        return to_toml(found.plan)
+    from ckptdoctor.plan.export import export
+
+    return export(found.plan, found.source, found.target.tree, form)

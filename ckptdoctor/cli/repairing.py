@@ -41,7 +41,8 @@ def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(short_help="Write a file that loads strictly: plan and apply.")
 @click.argument("model")
-@click.argument("checkpoint")
+@click.argument("checkpoint", required=False)
+@click.option("--lint-fix", is_flag=True, help="Mend what `lint` finds: CKPT --lint-fix -o OUT, no MODEL.")
 @model_options
 @decision_options
 @out_option("Where to write: .pth or .safetensors.", required=True)
@@ -51,7 +52,8 @@ def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @verbose_option
 def repair(
     model: str,
-    checkpoint: str,
+    checkpoint: str | None,
+    lint_fix: bool,
     out: str,
     probe: str | None,
     verify: bool,
@@ -70,6 +72,10 @@ def repair(
     from ckptdoctor.cli.output import explain_refusal
     from ckptdoctor.cli.progress import progress
 
+    if lint_fix:
+        return _lint_fix(model, checkpoint, out, form)
+    if checkpoint is None:
+        raise click.UsageError("Missing argument 'CHECKPOINT' (without MODEL: repair CHECKPOINT --lint-fix)")
     refuse_input(out, checkpoint)
     found = examine(model, checkpoint, options)
     if found.verdict not in ("compatible", "repairable") or found.plan is None:
@@ -87,6 +93,17 @@ def repair(
             progress=tell,
         )
     _show(receipt, form)
+    return 0
+
+
+def _lint_fix(file: str, second: str | None, out: str, form: str) -> int:
+    from ckptdoctor.cli.training import show_written
+    from ckptdoctor.training.rewrite import lint_fix
+
+    if second is not None:
+        raise click.UsageError("--lint-fix takes the checkpoint alone, no MODEL")
+    refuse_input(out, file)
+    show_written(lint_fix(file, out), form)
     return 0
 
 

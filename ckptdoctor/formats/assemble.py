@@ -10,6 +10,7 @@ from typing import Any
 from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.formats import findings
 from ckptdoctor.formats.base import Archive, Format, Recipe, StateDict, StorageRef
+from ckptdoctor.formats.content import Content
 from ckptdoctor.formats.facts import facts_inside
 from ckptdoctor.formats.globals import is_dangerous, is_harmless
 from ckptdoctor.formats.harvest import Slots, harvest
@@ -66,6 +67,7 @@ def assemble(
         hints={**hints, **envelope_hints(root)},
         facts=facts_inside(iter(walk.places.values())),
         files=(path,),
+        content=Content(root, path, {key: ref.nbytes for key, ref in storages.items()}),
     )
     modules = {p.path: p.node.what for p in walk.found if p.kind == "module"}
     if format == "torchscript":

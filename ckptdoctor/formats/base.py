@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.facts import Fact
 from ckptdoctor.trees import ParamTree, TensorSpec
+
+if TYPE_CHECKING:
+    from ckptdoctor.formats.content import Content
 
 Format = Literal[
     "torch-zip",
@@ -95,6 +98,8 @@ class Archive:
     facts: tuple[Fact, ...] = ()  # head counts and the like, inside the file or beside it
     files: tuple[str, ...] = ()  # every file that belongs to it, the first is `path`
     stamps: Mapping[str, Stamp] = field(default_factory=dict)  # the files as they were when read
+    # What is in no state dict, as plain values; None where the format has nothing of the kind.
+    content: Content | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, path: str) -> StateDict:
         """The state dict at `path`; raises KeyError with the paths that exist."""

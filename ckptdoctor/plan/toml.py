@@ -15,6 +15,7 @@ from ckptdoctor.plan.model import Plan
 HEADER = """\
 # Review this like a database migration: `ckptdoctor apply` does exactly this, to these two trees only.
 """
+MIGRATION_TABLES = ("migration", "trees")
 WIDTH = 100  # longer lists get one line per entry
 _DEFAULTS = {"why": "", "shared": False, "state_dict": "", "flags": ()}
 _SHORT = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
@@ -24,9 +25,9 @@ def to_toml(plan: Plan) -> str:
     """The plan as a TOML text. ``from_toml(to_toml(plan)) == plan``."""
     parts = [HEADER + f"format = {plan.format}\n"]
     if plan.decision:
-        parts[0] += _line("decision", plan.decision)
+        parts[0] += toml_line("decision", plan.decision)
     if plan.warning:
-        parts[0] += _line("warning", plan.warning)
+        parts[0] += toml_line("warning", plan.warning)
     parts.append(_table("[source]", plan.source, {"tree": "keys, shapes, dtypes; any other is refused"}))
     parts.append(_table("[target]", plan.target, {}))
     parts += [_table("[[step]]", step, {}) for step in plan.step]
@@ -37,7 +38,7 @@ def to_toml(plan: Plan) -> str:
 
 def _result(plan: Plan) -> str:
     counts = plan.result.model_dump()
-    return "[result]\n" + "".join(_line(k, v) for k, v in counts.items() if v or k == "loaded")
+    return "[result]\n" + "".join(toml_line(k, v) for k, v in counts.items() if v or k == "loaded")
 
 
 def _table(head: str, data: BaseModel, comments: Mapping[str, str]) -> str:
@@ -49,11 +50,12 @@ def _table(head: str, data: BaseModel, comments: Mapping[str, str]) -> str:
         if name in _DEFAULTS and fields[name] == _DEFAULTS[name]:
             continue
         if fields[name] is not None:
-            lines.append(_line(name, fields[name], comments.get(name, "")))
+            lines.append(toml_line(name, fields[name], comments.get(name, "")))
     return "".join(lines)
 
 
-def _line(name: str, value: object, comment: str = "") -> str:
+def toml_line(name: str, value: object, comment: str = "") -> str:
+    """``name = value``; a list that is long takes one line an entry."""
     note = f"  # {comment}" if comment else ""
     return f"{name} = {_value(value, len(name) + 3)}{note}\n"
 
@@ -86,13 +88,16 @@ def _quoted(char: str) -> str:
 
 
 def from_toml(text: str) -> Plan:
-    """Read a plan. Raises :class:`PlanError` that names the line or the step."""
+    """Read a plan. Raises :class:`PlanError` that names the line or the step.
+
+    A migration is a plan with two more tables (see `ckptdoctor.contract.migration`), so it is read as well.
+    """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"the plan is no TOML: {printable(str(error))}") from None
     try:
-        return Plan.model_validate(data)
+        return Plan.model_validate({k: v for k, v in data.items() if k not in MIGRATION_TABLES})
     except ValidationError as error:
         raise PlanError(_words(error, data, text)) from None
 

@@ -80,6 +80,14 @@ def _work(request: Mapping[str, Any], send: Callable[..., None]) -> None:
     from ckptdoctor.targets import _building, _finding
 
     _building.prepare()
+    if request.get("root"):
+        os.chdir(request["root"])
+    recorder = None
+    if request.get("record"):
+        from ckptdoctor.targets._recording import Recorder
+
+        recorder = Recorder()
+        recorder.start()
     # The folder of the user's code and the working directory, as for `python file` and `python -m`.
     sys.path.insert(0, os.getcwd())
     sys.dont_write_bytecode = True  # a check leaves nothing behind in the user's folders
@@ -100,6 +108,8 @@ def _work(request: Mapping[str, Any], send: Callable[..., None]) -> None:
             _save(candidate, request, send)
             return
         send("built", **_built(candidate, request["kwargs"]))
+        if recorder is not None:
+            send("inputs", **recorder.inputs().to_dict())
     else:
         _try_all(module, request, send)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -63,18 +64,28 @@ def _snapshot(model: torch.nn.Module) -> ParamTree:
 
 
 def _facts(model: torch.nn.Module) -> tuple[Fact, ...]:
-    """Numbers that modules and their ``config`` objects carry, where all modules agree on them."""
+    """Numbers that the model, its ``config`` objects and its attention layers carry, where all agree.
+
+    One layer alone proves nothing of the others (a pooling head has heads of its own), so what only layers
+    say has to be said by two of them at least.
+    """
     found: list[Fact] = []
+    layers: list[Fact] = []
     configs: dict[int, Mapping[str, Any]] = {}
-    for _, module in walk_modules(model):
-        found += facts_of(vars(module), "the model's attributes")
+    for path, module in walk_modules(model):
+        said = facts_of(vars(module), "the model's attributes")
+        if not path:
+            found += said
+        elif "att" in class_name(module).lower():
+            layers += said
         config = vars(module).get("config")
         entries = config if isinstance(config, Mapping) else getattr(config, "__dict__", None)
         if isinstance(entries, Mapping):
             # transformers keeps this one on the class.
             configs[id(config)] = {"model_type": getattr(config, "model_type", None), **entries}
     found += [f for entries in configs.values() for f in facts_of(entries, "the model's config")]
-    return agreed(found)
+    names = Counter(f.name for f in layers)
+    return agreed([*found, *(f for f in layers if names[f.name] > 1)])
 
 
 def _renamed(model: torch.nn.Module) -> dict[str, str]:

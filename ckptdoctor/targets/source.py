@@ -14,6 +14,7 @@ from ckptdoctor.errors import TargetError
 from ckptdoctor.targets import _process, _wire, _wording
 from ckptdoctor.targets._text import describe, printable
 from ckptdoctor.targets.base import Prefer, Target
+from ckptdoctor.targets.inputs import Inputs
 
 MAX_RESTARTS = 3  # after candidates that took the whole process down
 
@@ -76,6 +77,29 @@ def load_source(
         return _target(source, built[0])
     found, failed = _all_candidates(source, request, timeout)
     return _choose(source, found, failed, prefer)
+
+
+def build_recorded(
+    entry: str, root: Path, kwargs: Mapping[str, Any] | None, timeout: float
+) -> tuple[Target, Inputs | None]:
+    """Build ``model.py:name`` or ``package.module:name`` as seen from the folder ``root``.
+
+    Also says everything that the build has read. Raises ``TargetError``.
+    """
+    source = parse_source(entry)
+    if source is None or not source.name:
+        raise TargetError(
+            f"`{printable(entry)}` names no model in source; expected model.py:name or package.module:name"
+        )
+    here = replace(source, file=str(root / source.file)) if source.file else source
+    request = {**checked_request(here, kwargs, timeout), "root": str(root), "record": True}
+    outcome = _process.run(request, timeout)
+    built = [e for e in outcome.events if e["event"] == "built"]
+    if not built:
+        raise TargetError(_wording.failure(source, outcome, timeout))
+    facts = next((e for e in outcome.events if e["event"] == "inputs"), None)
+    inputs = Inputs.from_dict({k: v for k, v in facts.items() if k != "event"}) if facts else None
+    return _target(source, built[0]), inputs
 
 
 def checked_request(source: Source, kwargs: Mapping[str, Any] | None, timeout: float) -> dict[str, Any]:

@@ -92,13 +92,22 @@ def read_tree(text: str, name: str) -> ParamTree:
 
     Raises :class:`TreeFileError`, which is a ``TargetError`` and a ``ReadError``.
     """
+    return _read(text, name).tree()
+
+
+def tree_lines(text: str, name: str) -> dict[str, int]:
+    """On which line of a ``.tree`` file each key stands. Raises :class:`TreeFileError`."""
+    return _read(text, name).seen
+
+
+def _read(text: str, name: str) -> _Reader:
     reader = _Reader(name)
     lines = text.removeprefix("\ufeff").split("\n")
     if not text.strip():
         raise reader.fail(1, f"the file is empty; a tree begins with `{HEADER}`")
     for number, line in enumerate(lines, 1):
         reader.line(number, line.rstrip("\r"))
-    return reader.tree()
+    return reader
 
 
 def _tie_owners(tree: ParamTree) -> dict[str, str]:

@@ -326,7 +326,7 @@ NAMING: tuple[Make, ...] = (
     prefix, inside, synonyms, renumber, number_in_name, index_to_class, name_to_index, opaque, nest, unnest, order,
 )  # fmt: skip
 OTHER: tuple[Make, ...] = (fuse, split, transpose, cast, gone, added)
-ALL = {make.__name__: make for make in (*NAMING, *NAMING, *OTHER)}
+ALL = {make.__name__: make for make in (*NAMING, *OTHER)}
 
 
 @st.composite

@@ -5,9 +5,10 @@ A new format is one function in one file of this package and one row in :data:`W
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.formats.blobs import Files
@@ -19,6 +20,7 @@ from ckptdoctor.writers.safetensors_file import write_safetensors
 from ckptdoctor.writers.shards import index_text, names, size_of, split
 from ckptdoctor.writers.stream import OnBytes
 from ckptdoctor.writers.torch_file import write_torch
+from ckptdoctor.writers.whole import write_whole
 
 Check = Callable[[Path, Contents], None]  # a new file and what should be in it
 Write = Callable[[Contents, Path, Files, OnBytes | None], None]
@@ -39,6 +41,7 @@ __all__ = [
     "replacing",
     "size_of",
     "write_contents",
+    "write_state_dict",
     "writer_for",
 ]
 
@@ -62,6 +65,13 @@ def check_out(out: Path, fmt: str | None = None) -> None:
     """Whether a file can be written there, before any work is done. Raises :class:`ApplyError`."""
     writer_for(out, fmt)
     check_place(out)
+
+
+def write_state_dict(
+    values: Mapping[str, Any], out: Path, *, check: Callable[[Path], None] | None = None
+) -> None:
+    """Write values that are in memory, in the format of the suffix; see :func:`whole.write_whole`."""
+    write_whole(values, out, safetensors=writer_for(out) is write_safetensors, check=check)
 
 
 def write_contents(

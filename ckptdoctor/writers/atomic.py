@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import signal
 import threading
@@ -14,6 +13,7 @@ from types import FrameType
 
 from ckptdoctor.errors import ApplyError, CkptDoctorError
 from ckptdoctor.keys import printable
+from ckptdoctor.writers.leftovers import sweep, unfinished
 
 MARGIN = 1 << 20  # bytes kept free beyond the tensors: keys, headers, padding
 
@@ -39,12 +39,14 @@ def replacing(out: Path, needed: int = 0) -> Iterator[Path]:
     """Yield a new, empty file beside ``out``; when the block ends well, it takes the place of ``out``.
 
     The file is flushed to disk before the rename and the folder after it. On any exception, and on
-    SIGINT, SIGTERM and SIGHUP, it is removed and ``out`` is untouched. ``needed`` bytes must be free.
+    SIGINT, SIGTERM and SIGHUP, it is removed and ``out`` is untouched; what SIGKILL leaves is removed by
+    the next run. ``needed`` bytes must be free.
     Raises :class:`ApplyError`.
     """
     final = _real(out)
+    sweep(final)  # before the space is counted
     check_space(final.parent, needed)
-    temporary = final.with_name(f".{final.stem[:80]}.{secrets.token_hex(6)}.partial{final.suffix}")
+    temporary = unfinished(final)
     try:
         with _signals_raise():
             mode = final.stat().st_mode & 0o777 if final.exists() else 0o666

@@ -368,3 +368,18 @@ def test_experts_are_stacked_and_taken_apart(tmp_path, stacked):
         for e in range(4):
             with torch.no_grad():
                 assert torch.allclose(a["experts"](x, e), b["experts"](x, e), atol=1e-5)
+
+
+def test_one_layer_that_has_heads_does_not_speak_for_the_others(tmp_path):
+    class PoolingAttention(nn.Module):
+        num_attention_heads = 8
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_attention_heads = 8
+
+    torch.save(meta_llama(), tmp_path / "consolidated.pth")
+    model = Llama()
+    model.pool = PoolingAttention()
+    with pytest.raises(UndecidedError, match="num_attention_heads"):
+        auto_load(model, tmp_path / "consolidated.pth")

@@ -1,4 +1,4 @@
-"""``[tool.ckptdoctor]`` of the nearest pyproject.toml."""
+"""``[tool.ckptdoctor]`` of the nearest pyproject.toml. Its pydantic models are in `settings.model`."""
 
 from __future__ import annotations
 

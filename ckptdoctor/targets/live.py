@@ -1,0 +1,33 @@
+"""A live module as a target: its tree, where its class is, and what older names are declared."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptdoctor.settings import renamed_from
+from ckptdoctor.targets.base import Target
+from ckptdoctor.targets.module import snapshot
+
+if TYPE_CHECKING:
+    import torch
+
+
+def live_target(model: torch.nn.Module) -> Target:
+    """The target of a module at hand, with the declarations of the nearest ``pyproject.toml``."""
+    place = ""
+    with suppress(TypeError, OSError):
+        file = inspect.getsourcefile(type(model)) or ""
+        place = f"{Path(file).name}:{inspect.getsourcelines(type(model))[1]}" if file else ""
+    return with_settings(Target(snapshot(model), type(model).__name__, place), Path())
+
+
+def with_settings(target: Target, folder: Path) -> Target:
+    """What ``[tool.ckptdoctor] renamed_from`` declares, under what the model itself declares."""
+    declared = renamed_from(folder if folder.is_dir() else Path())
+    if not declared:
+        return target
+    return replace(target, tree=replace(target.tree, renamed={**declared, **target.tree.renamed}))

@@ -1,0 +1,1 @@
+"""Training statuses: resuming them, checking their optimizer state, saving them well, cleaning them up."""
