@@ -105,3 +105,43 @@ def test_metas_names_with_norms_of_q_and_k_belong_to_others():
     found = align(tree(source), tree(due), decisions)
     assert not [m for m in found.matches.values() if m.status == "safe" and any("rope" in op for op in m.ops)]
     assert found.questions
+
+
+def test_nanogpts_layers_are_not_gpt2s_though_their_names_are():
+    """nanoGPT's are Linear: [out, in] where GPT-2's Conv1D is [in, out]. All square but for the fused one."""
+    case = first("transformer-lens-gpt2")
+    source, due = crossing(case, "a")
+    for i in range(2):
+        for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+            key = f"transformer.h.{i}.{name}.weight"
+            source[key] = source[key].t() if name == "attn.c_attn" else torch.randn(48, 48)
+        source[f"transformer.h.{i}.mlp.c_fc.bias"] = torch.randn(48)
+        for key in ("mlp.W_in", "mlp.W_out"):
+            due[f"blocks.{i}.{key}"] = torch.randn(48, 48)
+        due[f"blocks.{i}.mlp.b_in"] = torch.randn(48)
+    found = align(tree(source), tree(due))
+    assert found.questions
+    assert not [k for k in safe(found) if ".attn.W_" in k]
+
+
+def test_chatglm_with_a_k_and_v_for_each_head_is_not_claimed():
+    """Its code packs those head by head."""
+    case = first("chatglm-glm")
+    source, due = crossing(case, "a")
+    for i in range(2):
+        at = f"transformer.encoder.layers.{i}.self_attention.query_key_value"
+        source |= {f"{at}.weight": torch.randn(144, 48), f"{at}.bias": torch.randn(144)}
+        for part in "kv":
+            at = f"model.layers.{i}.self_attn.{part}_proj"
+            due |= {f"{at}.weight": torch.randn(48, 48), f"{at}.bias": torch.randn(48)}
+    for ours, theirs in ((source, due), (due, source)):
+        found = align(tree(ours), tree(theirs))
+        assert found.questions
+        assert not [k for k in safe(found) if "q_proj" in k or "query_key_value" in k]
+
+
+def test_another_number_of_parts_of_codegen_is_asked():
+    source, due = crossing(first("codegen-gptj"), "a")
+    found = align(tree(source), tree(due), parse_decisions(["value=mp_num=8"]))
+    assert [q.kind for q in found.questions] == ["recipe"]
+    assert not [k for k in safe(found) if "q_proj" in k]

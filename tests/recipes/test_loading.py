@@ -7,7 +7,8 @@ import torch
 
 import ckptdoctor
 from ckptdoctor.errors import CkptDoctorError
-from tests.recipes.cases import CASES, IDS
+from tests.recipes.case import IDS
+from tests.recipes.cases import CASES
 from tests.recipes.models.parts import Used
 
 
