@@ -15,7 +15,7 @@ WIDTHS = (2, 3, 4, 5)
 COMMON = ("Linear", "Linear without bias", "Conv2d", "Conv2d 1x1", "BatchNorm2d", "LayerNorm", "Embedding", "ReLU", "Dropout")
 RARE = (
     "Bilinear", "Conv1d", "Conv3d", "Conv2d depthwise", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d",
-    "BatchNorm1d", "BatchNorm2d plain", "BatchNorm3d", "InstanceNorm2d", "GroupNorm", "RMSNorm", "EmbeddingBag", "LSTM",
+    "BatchNorm1d", "BatchNorm2d plain", "BatchNorm3d", "InstanceNorm2d", "GroupNorm", "RMSNorm", "EmbeddingBag", "square table", "LSTM",
     "GRU", "MultiheadAttention", "MultiheadAttention kdim", "TransformerEncoder", "weight_norm", "weight_norm old",
     "spectral_norm", "spectral_norm old", "PReLU", "Identity", "Bare", "gains", "empty", "complex", "Buffers", "Extra",
     "ParameterList", "ParameterDict",

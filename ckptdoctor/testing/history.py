@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,12 +19,13 @@ class Draft:
     state: dict[str, Any]
     truth: dict[str, tuple[str, ...]]
     values: dict[str, Tensor]  # model key -> what has to arrive, before the cast to the model's dtype
+    linears: frozenset[str] = frozenset()  # model keys of linear layers' matrices
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Draft:
+    def of(cls, state: Mapping[str, Any], linears: Collection[str] = ()) -> Draft:
         """The start: every key comes from itself."""
         values = {k: v.detach().clone() for k, v in state.items() if hasattr(v, "shape")}
-        return cls(dict(state), {k: (k,) for k in values}, values)
+        return cls(dict(state), {k: (k,) for k in values}, values, frozenset(linears))
 
     def rename(self, names: Mapping[str, str]) -> None:
         """New names for checkpoint keys; those not named keep theirs. They must stay different."""

@@ -8,8 +8,8 @@ nothing at all; then the file may be undecidable, and has to be asked about.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
@@ -31,6 +31,9 @@ from ckptdoctor.testing.history import (
     Transpose,
 )
 from ckptdoctor.testing.recipes import Network
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PREFIXES = ("module", "_orig_mod", "model", "net", "backbone", "module.model", "learner.net", "my_model")
 INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -281,9 +284,10 @@ def split(draw: st.DrawFn, draft: Draft) -> Step | None:
 
 
 def transpose(draw: st.DrawFn, draft: Draft) -> Step | None:
-    """All matrices of linear layers stored the other way round; where none is square, shapes show it."""
-    found = [k for k, v in draft.state.items() if k.endswith("weight") and getattr(v, "dim", int)() == 2]
-    if not found or not any(draft.state[k].shape[0] != draft.state[k].shape[1] for k in found):
+    """The matrices of all linear layers stored the other way round; where none is square, shapes show it."""
+    back = {s: t for t, ss in draft.truth.items() for s in ss}
+    found = [k for k in draft.state if back.get(k) in draft.linears and draft.state[k].dim() == 2]
+    if not any(draft.state[k].shape[0] != draft.state[k].shape[1] for k in found):
         return None
     return Transpose(tuple(found))
 
@@ -314,10 +318,14 @@ ALL = {make.__name__: make for make in (*NAMING, *OTHER)}
 
 
 @st.composite
-def histories(draw: st.DrawFn, state: Mapping[str, Any], *, only: Sequence[str] = (), most: int = 4) -> History:
-    """A history for a state dict: up to ``most`` steps of the kinds in ``only`` (default: all), and a file."""
+def histories(draw: st.DrawFn, state: Mapping[str, Any], *, only: Sequence[str] = (), most: int = 4,
+              linears: Collection[str] = ()) -> History:  # fmt: skip
+    """A history for a state dict: up to ``most`` steps of the kinds in ``only`` (default: all), and a file.
+
+    ``linears`` are the keys of matrices that other frameworks store transposed; see :func:`linears_of`.
+    """
     steps: list[Step] = []
-    draft = Draft.of(state)
+    draft = Draft.of(state, linears)
     kinds = st.sampled_from(list(only) or list(ALL))
     for name in draw(st.lists(kinds, max_size=most)):
         step = ALL[name](draw, draft)
@@ -364,4 +372,12 @@ def _saved(draw: st.DrawFn, steps: tuple[Step, ...], state: Mapping[str, Any]) -
 def pairs(draw: st.DrawFn, *, only: Sequence[str] = (), odd: bool = True) -> tuple[Network, History]:
     """A network, and how a checkpoint of it came to be."""
     network = draw(networks(odd=odd))
-    return network, draw(histories(network.build().state_dict(), only=only))
+    model = network.build()
+    return network, draw(histories(model.state_dict(), only=only, linears=linears_of(model)))
+
+
+def linears_of(model: nn.Module) -> list[str]:
+    """The weights of a model's linear layers."""
+    from torch import nn
+
+    return [f"{path}.weight" if path else "weight" for path, m in model.named_modules() if type(m) is nn.Linear]
