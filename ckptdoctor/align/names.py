@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 
-_WORDS = re.compile(r"\d+|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[^\W\d_a-zA-Z]+")  # the last: any other script
+_WORDS = re.compile(
+    r"\d+|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[^\W\d_a-zA-Z]+"
+)  # the last: any other script
 _DIMENSIONED = re.compile(r"(conv|norm|bn|pool|drop|dropout|batchnorm|instancenorm)([123])d", re.I)
 
 _LETTERS = tuple("abcdef")
@@ -39,7 +41,9 @@ def _number_words() -> dict[str, int]:
 def words(segment: str) -> tuple[Token, ...]:
     """Words and numbers of one segment: ``encoder_layer_0`` -> ``("encoder", "layer", 0)``."""
     plain = _DIMENSIONED.sub(r"\1", segment)
-    found: list[Token] = [int(w) if w.isdecimal() and len(w) < 10 else w.lower() for w in _WORDS.findall(plain)]
+    found: list[Token] = [
+        int(w) if w.isdecimal() and len(w) < 10 else w.lower() for w in _WORDS.findall(plain)
+    ]
     if not found:
         return (segment,)  # signs only: still a name
     if len(found) > 2 and "v" in found[1:]:

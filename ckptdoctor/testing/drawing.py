@@ -12,25 +12,33 @@ from ckptdoctor.testing.recipes import Group, Layer, Network, Style
 WIDTHS = (2, 3, 4, 5)
 
 # Layers by how often they are drawn: what most networks are made of, and everything else.
-COMMON = ("Linear", "Linear without bias", "Conv2d", "Conv2d 1x1", "BatchNorm2d", "LayerNorm", "Embedding", "ReLU", "Dropout")
+COMMON = (
+    "Linear", "Linear without bias", "Conv2d", "Conv2d 1x1", "BatchNorm2d", "LayerNorm",
+    "Embedding", "ReLU", "Dropout",
+)  # fmt: skip
 RARE = (
-    "Bilinear", "Conv1d", "Conv3d", "Conv2d depthwise", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d",
-    "BatchNorm1d", "BatchNorm2d plain", "BatchNorm3d", "InstanceNorm2d", "GroupNorm", "RMSNorm", "EmbeddingBag", "square table", "LSTM",
-    "GRU", "MultiheadAttention", "MultiheadAttention kdim", "TransformerEncoder", "weight_norm", "weight_norm old",
-    "spectral_norm", "spectral_norm old", "PReLU", "Identity", "Bare", "gains", "empty", "complex", "Buffers", "Extra",
-    "ParameterList", "ParameterDict",
+    "Bilinear", "Conv1d", "Conv3d", "Conv2d depthwise", "ConvTranspose1d", "ConvTranspose2d",
+    "ConvTranspose3d", "BatchNorm1d", "BatchNorm2d plain", "BatchNorm3d", "InstanceNorm2d",
+    "GroupNorm", "RMSNorm", "EmbeddingBag", "square table", "LSTM", "GRU", "MultiheadAttention",
+    "MultiheadAttention kdim", "TransformerEncoder", "weight_norm", "weight_norm old",
+    "spectral_norm", "spectral_norm old", "PReLU", "Identity", "Bare", "gains", "empty", "complex",
+    "Buffers", "Extra", "ParameterList", "ParameterDict",
 )  # fmt: skip
 CASTABLE = frozenset({"Linear", "Linear without bias", "LayerNorm", "Bare", "ParameterList", "Embedding"})
 
 # What people call the parts of a network, and names that say nothing.
 WORDS = (
-    "stem", "body", "head", "neck", "features", "classifier", "backbone", "encoder", "decoder", "embed", "proj",
-    "extra", "aux", "final", "norm", "fc", "conv", "layers", "blocks", "trunk", "pool", "out", "upsample",
+    "stem", "body", "head", "neck", "features", "classifier", "backbone", "encoder", "decoder",
+    "embed", "proj", "extra", "aux", "final", "norm", "fc", "conv", "layers", "blocks", "trunk",
+    "pool", "out", "upsample",
 )  # fmt: skip
-NEUTRAL = ("amber", "birch", "cobalt", "dune", "ember", "flint", "grove", "hazel", "iris", "jade", "lotus", "onyx")
+NEUTRAL = (
+    "amber", "birch", "cobalt", "dune", "ember", "flint", "grove", "hazel", "iris", "jade", "lotus", "onyx",
+)  # fmt: skip
 ODD = (
-    "module", "model", "net", "_module", "weight_", "a-b", "with space", "0x", "größe", "*", "**", "{i}", "{0,2}", "[0]",
-    "?", "\\", '"', "'", "=", "#", "ema", "layer10", "layer1", "conv1_2", "a" * 300, "\u202e", "\n", "-x",
+    "module", "model", "net", "_module", "weight_", "a-b", "with space", "0x", "größe", "编码器", "*", "**",
+    "{i}", "{0,2}", "[0]", "?", "\\", '"', "'", "=", "#", "ema", "layer10", "layer1", "conv1_2",
+    "a" * 300, "\u202e", "\n", "-x",
 )  # fmt: skip
 CLASS_WORDS = {
     "Linear": "fc", "Linear without bias": "fc", "Conv1d": "conv", "Conv2d": "conv", "Conv2d 1x1": "conv",
@@ -41,7 +49,11 @@ CLASS_WORDS = {
 
 def layers(only: Sequence[str] = ()) -> st.SearchStrategy[Layer]:
     """One layer; two of three are of the common kinds."""
-    kinds = st.sampled_from(only) if only else st.sampled_from(COMMON) | st.sampled_from(COMMON) | st.sampled_from(RARE)
+    kinds = (
+        st.sampled_from(only)
+        if only
+        else st.sampled_from(COMMON) | st.sampled_from(COMMON) | st.sampled_from(RARE)
+    )
     return st.builds(_layer, kinds, st.sampled_from(WIDTHS), st.sampled_from(WIDTHS), st.integers(0, 11))
 
 
@@ -164,7 +176,9 @@ def tied(draw: st.DrawFn, network: Network) -> Network:
         kinds: dict[object, list[str]] = {}
         for path, leaf in model.named_modules():
             if path and not list(leaf.children()) and list(leaf.parameters(recurse=False)):
-                shapes = tuple((k, tuple(v.shape)) for k, v in leaf.state_dict().items() if hasattr(v, "shape"))
+                shapes = tuple(
+                    (k, tuple(v.shape)) for k, v in leaf.state_dict().items() if hasattr(v, "shape")
+                )
                 kinds.setdefault((type(leaf), shapes), []).append(path)
         pair = _two(draw, list(kinds.values()))
         return Network(network.root, shared=(pair,)) if pair else network
@@ -181,5 +195,7 @@ def _two(draw: st.DrawFn, rows: list[list[str]]) -> tuple[str, str] | None:
     rows = [row for row in rows if len(row) > 1]
     if not rows:
         return None
-    first, second = sorted(draw(st.sets(st.sampled_from(range(len(row := draw(st.sampled_from(rows))))), min_size=2, max_size=2)))
+    first, second = sorted(
+        draw(st.sets(st.sampled_from(range(len(row := draw(st.sampled_from(rows))))), min_size=2, max_size=2))
+    )
     return row[first], row[second]

@@ -66,7 +66,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Relabel:
-    """Nodes of the tree under other names: node path -> the segments for its last one (none: a level less)."""
+    """Nodes under other names: path -> the segments for its last one (none: a level less)."""
 
     labels: tuple[tuple[Path, Path], ...]
 
@@ -112,7 +112,7 @@ class Fuse:
 
         made = torch.cat([draft.state[p].detach() for p in self.parts])
         draft.replace(self.parts, {self.whole: made})
-        gone = {(p,): (self.whole,) for p in self.parts}
+        gone: dict[Path, Path] = {(p,): (self.whole,) for p in self.parts}
         draft.truth = {t: gone.get(s, s) for t, s in draft.truth.items()}
 
 
@@ -220,7 +220,7 @@ class History:
 
 @dataclass(frozen=True)
 class Truth:
-    """What a load must give: model key -> checkpoint keys, and -> value. Keys that are lost are in neither."""
+    """What a load must give: model key -> checkpoint keys, and -> value. Lost keys are in neither."""
 
     sources: Mapping[str, tuple[str, ...]]
     values: Mapping[str, Tensor]

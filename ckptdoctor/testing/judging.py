@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ckptdoctor.diagnosis import Diagnosis
 
 
+_KINDS = {"UndecidedError": "asked", "IncompatibleError": "refused"}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a load did: ``kind`` is loaded, asked, refused (another architecture) or failed (any other error).
@@ -53,17 +56,21 @@ def judge_model(
     ``run`` computes an output and ``expected`` is what it has to be when every value arrived unrounded.
     """
     import ckptdoctor
-    from ckptdoctor.errors import CkptDoctorError, IncompatibleError, UndecidedError
+    from ckptdoctor.errors import CkptDoctorError
 
     model = make()
     before = _picture(model)
     try:
         ckptdoctor.auto_load(model, path, decisions=decisions)
     except CkptDoctorError as error:
-        kind = {UndecidedError: "asked", IncompatibleError: "refused"}.get(type(error), "failed")
-        problems = [] if _picture(model) == before else ["the load was refused and the model is not as before"]
+        kind = _KINDS.get(type(error).__name__, "failed")
+        problems = (
+            [] if _picture(model) == before else ["the load was refused and the model is not as before"]
+        )
         if kind != "failed":
-            problems += false_claims(ckptdoctor.diagnose(ckptdoctor.snapshot(model), path, decisions=decisions), truth)
+            problems += false_claims(
+                ckptdoctor.diagnose(ckptdoctor.snapshot(model), path, decisions=decisions), truth
+            )
         return Outcome(kind, tuple(problems), str(error))
     problems = list(_differences(model, truth))
     if not problems and expected is not None and run is not None and _exact(truth, model):
@@ -75,13 +82,17 @@ def judge_model(
 
 def _picture(model: nn.Module) -> dict[str, object]:
     state = model.state_dict()
-    return {k: (v.data_ptr(), v.dtype, v.shape, _bits(v)) if hasattr(v, "dtype") else v for k, v in state.items()}
+    return {
+        k: (v.data_ptr(), v.dtype, v.shape, _bits(v)) if hasattr(v, "dtype") else v for k, v in state.items()
+    }
 
 
 def _bits(tensor: Tensor) -> bytes:
     import torch
 
-    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    return (
+        tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    )
 
 
 def _exact(truth: Truth, model: nn.Module) -> bool:
@@ -142,11 +153,13 @@ def _equal(read: Callable[[str], Tensor], match: Any, want: Tensor, found: Diagn
 
 
 def _offered(
-    match: Any, sources: Sequence[str], unused: Mapping[str, Any], read: Callable[[str], Tensor], want: Tensor | None
+    match: Any,
+    sources: Sequence[str],
+    unused: Mapping[str, Any],
+    read: Callable[[str], Tensor],
+    want: Tensor | None,
 ) -> bool:
     """The true sources are among the choices, or are still waiting for an answer."""
     if any(set(c.sources) == set(sources) for c in match.choices):
         return True
-    if all(s in unused and not unused[s].decided for s in sources):
-        return True
-    return False
+    return all(s in unused and not unused[s].decided for s in sources)

@@ -121,7 +121,9 @@ KINDS: dict[str, Callable[[int, int], nn.Module]] = {
     "complex": lambda w, v: Bare({"phase": (w, v)}, "complex64"),
     "Buffers": lambda w, v: Buffers(w),
     "Extra": lambda w, v: Extra(w, v),
-    "ParameterList": lambda w, v: nn.ParameterList([nn.Parameter(torch.zeros(w)), nn.Parameter(torch.zeros(v))]),
+    "ParameterList": lambda w, v: nn.ParameterList(
+        [nn.Parameter(torch.zeros(w)), nn.Parameter(torch.zeros(v))]
+    ),
     "ParameterDict": lambda w, v: nn.ParameterDict(
         {"left": nn.Parameter(torch.zeros(w, v)), "right": nn.Parameter(torch.zeros(w, v))}
     ),
@@ -188,7 +190,9 @@ def _call(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
         case nn.PReLU():
             return module(fit(BATCH, module.num_parameters))  # type: ignore[no-any-return]
         case nn.Embedding() | nn.EmbeddingBag():
-            rows = fitted(x, (BATCH, 3)).abs().nan_to_num(0, 0, 0).clamp(0, 1e6).long() % module.num_embeddings
+            rows = (
+                fitted(x, (BATCH, 3)).abs().nan_to_num(0, 0, 0).clamp(0, 1e6).long() % module.num_embeddings
+            )
             return module(rows)  # type: ignore[no-any-return]
         case nn.RNNBase():
             return module(fit(BATCH, 2, module.input_size))[0]  # type: ignore[no-any-return]

@@ -31,37 +31,11 @@ from ckptdoctor.testing.history import (
     Transpose,
 )
 from ckptdoctor.testing.recipes import Network
+from ckptdoctor.testing.words import INNER, NESTED, OTHER_WORDS, PREFIXES, SYNONYMS
 
 if TYPE_CHECKING:
     from torch import nn
 
-PREFIXES = ("module", "_orig_mod", "model", "net", "backbone", "module.model", "learner.net", "my_model")
-INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-NESTED = ("body", "inner", "trunk", "core", "main", "ember")
-OTHER_WORDS = ("raven", "sable", "tundra", "umber", "violet", "willow", "quartz", "pebble", "nimbus", "maple", "karst")
-
-# One row a concept, collected apart from the engine's own table. Numbers at the end are kept.
-SYNONYMS: tuple[tuple[str, ...], ...] = (
-    ("attn", "attention", "self_attn", "self_attention", "mha"),
-    ("mlp", "ffn", "feed_forward", "ff"),
-    ("norm", "ln", "layer_norm", "layernorm"),
-    ("bn", "batchnorm", "batch_norm"),
-    ("conv", "convolution"),
-    ("fc", "linear", "dense", "lin"),
-    ("downsample", "shortcut", "skip"),
-    ("q_proj", "query", "to_q", "q"),
-    ("k_proj", "key", "to_k", "k"),
-    ("v_proj", "value", "to_v", "v"),
-    ("out_proj", "o_proj", "to_out"),
-    ("gate_proj", "gate"),
-    ("up_proj", "up_linear"),
-    ("down_proj", "down_linear"),
-    ("head", "classifier", "cls_head"),
-    ("blocks", "layers", "layer", "h"),
-    ("embed", "embedding", "emb"),
-    ("encoder", "enc"),
-    ("decoder", "dec"),
-)
 _NUMBERED = re.compile(r"^(.*?)(_?\d+)?$", re.DOTALL)
 QKV = ("q_proj", "k_proj", "v_proj")
 
@@ -87,7 +61,7 @@ def submodules(keys: Sequence[str], parent: Path, names: Sequence[str]) -> list[
     return [n for n in names if (*parent, n) in inner]
 
 
-Make = Callable[[st.DrawFn, Draft], "Step | None"]
+Make = Callable[[st.DrawFn, Draft], "Step | Several | None"]
 
 
 def prefix(draw: st.DrawFn, draft: Draft) -> Step | None:
@@ -111,10 +85,11 @@ def synonyms(draw: st.DrawFn, draft: Draft) -> Step | None:
     new: dict[str, str] = {}
     for segment in segments:
         stem, number = _NUMBERED.match(segment).groups()  # type: ignore[union-attr]
-        row = next((row for row in SYNONYMS if stem in row), ())
-        others = [w + (number or "") for w in row if w != stem]
+        row: tuple[str, ...] = next((row for row in SYNONYMS if stem in row), ())
+        others: list[str] = [w + (number or "") for w in row if w != stem]
         others = [w for w in others if w not in segments and w not in new.values()]
-        if others and draw(st.booleans()):
+        renamed: bool = draw(st.booleans()) if others else False
+        if renamed:
             new[segment] = draw(st.sampled_from(others))
     paths = modules(list(draft.state))
     return Relabel(tuple((p, (new[p[-1]],)) for p in paths if p[-1] in new)) if new else None
@@ -241,7 +216,7 @@ def order(draw: st.DrawFn, draft: Draft) -> Step | None:
     return Order(tuple(keys.index(k) for k in turned))
 
 
-def fuse(draw: st.DrawFn, draft: Draft) -> Step | None:
+def fuse(draw: st.DrawFn, draft: Draft) -> Step | Several | None:
     """q, k and v in one tensor."""
     keys = list(draft.state)
     found = [p for p, names in children(keys).items() if set(QKV) <= set(names)]
@@ -267,7 +242,7 @@ class Several:
         self.done, self.last = done, last
 
 
-def split(draw: st.DrawFn, draft: Draft) -> Step | None:
+def split(draw: st.DrawFn, draft: Draft) -> Step | Several | None:
     """torch's ``in_proj_weight`` as three matrices."""
     found = [k for k in draft.state if k.split(".")[-1] in ("in_proj_weight", "in_proj_bias")]
     if not found:
@@ -277,14 +252,16 @@ def split(draw: st.DrawFn, draft: Draft) -> Step | None:
     for key in found:
         head, _, leaf = key.rpartition(".")
         dot = head + "." if head else ""
-        steps.append(Split(key, tuple(f"{dot}{form.format(x)}.{leaf.removeprefix('in_proj_')}" for x in "qkv")))
+        steps.append(
+            Split(key, tuple(f"{dot}{form.format(x)}.{leaf.removeprefix('in_proj_')}" for x in "qkv"))
+        )
     for step in steps[:-1]:
         step.apply(draft)
     return Several(tuple(steps[:-1]), steps[-1])
 
 
 def transpose(draw: st.DrawFn, draft: Draft) -> Step | None:
-    """The matrices of all linear layers stored the other way round; where none is square, shapes show it."""
+    """Linear layers stored the other way round, where a shape shows it."""
     back = {s: t for t, ss in draft.truth.items() for s in ss}
     found = [k for k in draft.state if back.get(k) in draft.linears and draft.state[k].dim() == 2]
     if not any(draft.state[k].shape[0] != draft.state[k].shape[1] for k in found):
@@ -301,7 +278,9 @@ def gone(draw: st.DrawFn, draft: Draft) -> Step | None:
     """Some tensors are not in the file."""
     if len(draft.state) < 4:
         return None
-    return Gone(tuple(draw(st.lists(st.sampled_from(list(draft.state)), min_size=1, max_size=3, unique=True))))
+    return Gone(
+        tuple(draw(st.lists(st.sampled_from(list(draft.state)), min_size=1, max_size=3, unique=True)))
+    )
 
 
 def added(draw: st.DrawFn, draft: Draft) -> Step | None:
@@ -346,14 +325,14 @@ def histories(draw: st.DrawFn, state: Mapping[str, Any], *, only: Sequence[str] 
 
 def _prefix_free(keys: Mapping[str, Any]) -> bool:
     """No key may be the path of a module of another: no module could hold that."""
-    return not any(
-        ".".join(k.split(".")[:i]) in keys for k in keys for i in range(1, len(k.split(".")))
-    )
+    return not any(".".join(k.split(".")[:i]) in keys for k in keys for i in range(1, len(k.split("."))))
 
 
 @st.composite
 def _saved(draw: st.DrawFn, steps: tuple[Step, ...], state: Mapping[str, Any]) -> History:
-    form = draw(st.sampled_from(("zip", "zip", "legacy", "safetensors", "safetensors shards", "torch shards")))
+    form = draw(
+        st.sampled_from(("zip", "zip", "legacy", "safetensors", "safetensors shards", "torch shards"))
+    )
     if form in PLAIN:
         return History(steps, form=form)
     envelope = draw(st.sampled_from(((), (), ("state_dict",), ("model",), ("net", "params"))))
@@ -380,4 +359,6 @@ def linears_of(model: nn.Module) -> list[str]:
     """The weights of a model's linear layers."""
     from torch import nn
 
-    return [f"{path}.weight" if path else "weight" for path, m in model.named_modules() if type(m) is nn.Linear]
+    return [
+        f"{path}.weight" if path else "weight" for path, m in model.named_modules() if type(m) is nn.Linear
+    ]

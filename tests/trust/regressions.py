@@ -31,7 +31,13 @@ TIED_QK = Network(
 TIED_NEUTRAL = Network(
     Group("Part", (("4", part("amber", "birch")),)), ties=(("4.amber.weight", "4.birch.weight"),)
 )
-LISTS = Group("Part", (("*", listed(part("fc1", "fc2"), part("fc1", "fc2"))), ("?", listed(part("fc1", "fc2"), part("fc1", "fc2")))))
+LISTS = Group(
+    "Part",
+    (
+        ("*", listed(part("fc1", "fc2"), part("fc1", "fc2"))),
+        ("?", listed(part("fc1", "fc2"), part("fc1", "fc2"))),
+    ),
+)
 CHINESE = Group("Part", (("编码器", listed(SQUARE, SQUARE)), ("解码器", listed(SQUARE, SQUARE))))
 
 CASES: dict[str, tuple[Network, History]] = {
@@ -51,7 +57,11 @@ CASES: dict[str, tuple[Network, History]] = {
             ties=(("2.0.gate_proj.weight", "2.0.up_proj.weight"),),
         ),
         History(
-            (relabel(("2.1.gate_proj", "0"), ("2.1.up_proj", "1"), ("2.1.down_proj", "2"), ("2.0", "raven")),),
+            (
+                relabel(
+                    ("2.1.gate_proj", "0"), ("2.1.up_proj", "1"), ("2.1.down_proj", "2"), ("2.0", "raven")
+                ),
+            ),
             form="safetensors",
         ),
     ),
