@@ -290,7 +290,8 @@ def added(draw: st.DrawFn, draft: Draft) -> Step | None:
 
 
 NAMING: tuple[Make, ...] = (
-    prefix, inside, synonyms, renumber, number_in_name, index_to_class, name_to_index, opaque, nest, unnest, order,
+    prefix, inside, synonyms, renumber, number_in_name, index_to_class, name_to_index, opaque, nest, unnest,
+    order,
 )  # fmt: skip
 OTHER: tuple[Make, ...] = (fuse, split, transpose, cast, gone, added)
 ALL = {make.__name__: make for make in (*NAMING, *OTHER)}
