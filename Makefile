@@ -9,7 +9,7 @@ REAL := .cache/real
 TESTS ?= tests
 WORKERS ?= 2
 
-.PHONY: help setup real test lint format bench demo clean
+.PHONY: help setup real test lint format bench fuzz demo clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,15 @@ format: $(READY)  ## rewrite files as ruff wants them
 bench: $(READY)  ## how well and how fast, beside other tools; SPEED=--quick for two minutes
 	$(BIN)/python benchmarks/matching.py fixtures/cases --mutations 1000
 	$(BIN)/python -m benchmarks.speed $(SPEED)
+
+# How many times as many random networks as `make test` draws, and seconds for each reader: about an hour.
+FUZZ ?= 60
+SECONDS ?= 300
+
+fuzz: $(READY)  ## random networks and files for an hour, each time others
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints-dev.txt -e '.[fuzz]'
+	$(BIN)/python -m fuzz.readers --seconds $(SECONDS)
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/trust/test_random.py tests/trust/test_hostile_names.py
 
 demo: $(REAL)/.ready  ## a real checkpoint, broken, diagnosed, repaired and loaded
 	$(BIN)/python demo/demo.py

@@ -2,7 +2,8 @@
 
     python benchmarks/corpus.py [NAME ...]
 
-A peer's answer is right when it refuses what is damaged or foreign, and reads what is sound with the right keys.
+A peer's answer is right when it refuses what is damaged or foreign, and reads what is sound with the
+right keys.
 """
 
 from __future__ import annotations
@@ -44,7 +45,13 @@ def answer(ended: Ended) -> str:
     if ended.kind == "died":
         return f"died ({ended.value})"
     names = ended.value[0]
-    return "foreign" if "UnknownFormatError" in names else "corrupt" if "ReadError" in names else f"crashed ({names[0]})"
+    return (
+        "foreign"
+        if "UnknownFormatError" in names
+        else "corrupt"
+        if "ReadError" in names
+        else f"crashed ({names[0]})"
+    )
 
 
 def right(case: Case, ended: Ended) -> bool:
@@ -90,9 +97,17 @@ def main() -> int:
         same = sum(answer(r.ours) == r.case.answer for r in asked)
         print(f"  {peer}: right on {good} of its {len(asked)}; ckptdoctor on {same} of the same")
     print(f"  peers together: right on {sum(right(r.case, r.theirs) for r in found)} of {len(found)}")
-    print(f"  slowest {max(r.ours.seconds for r in found):.2f} s, most memory {max(r.ours.peak for r in found) / 1e6:.0f} MB")
-    kinds = Counter(("reads" if r.theirs.kind == "returned" else r.theirs.kind, r.case.answer) for r in found if not right(r.case, r.theirs))
-    print("  peers' wrong answers:", ", ".join(f"{n} {what} ({want})" for (what, want), n in kinds.most_common()))
+    slowest, most = max(r.ours.seconds for r in found), max(r.ours.peak for r in found) / 1e6
+    print(f"  slowest {slowest:.2f} s, most memory {most:.0f} MB")
+    kinds = Counter(
+        ("reads" if r.theirs.kind == "returned" else r.theirs.kind, r.case.answer)
+        for r in found
+        if not right(r.case, r.theirs)
+    )
+    print(
+        "  peers' wrong answers:",
+        ", ".join(f"{n} {what} ({want})" for (what, want), n in kinds.most_common()),
+    )
     for row in found:
         if answer(row.ours) != row.case.answer or row.executed:
             print(f"  ckptdoctor, {row.case.name}: {answer(row.ours)} instead of {row.case.answer}")

@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Ended:
-    """How it ended: ``returned`` a value, ``raised`` (class name and text in ``value``), or ``died`` of a signal."""
+    """How it ended: ``returned`` a value, ``raised`` (class names and text), or ``died`` of a signal."""
 
     kind: str
     value: Any
@@ -24,7 +24,7 @@ class Ended:
 
 
 def guarded(function: Callable[..., Any], *args: Any, seconds: int = 20, memory: int = 1 << 29) -> Ended:
-    """Run it in a fork. It may take ``memory`` bytes of address space more, and ``seconds`` of processor time."""
+    """Run it in a fork that may take ``memory`` bytes of address space more and ``seconds`` of time."""
     receive, send = os.pipe()
     child = os.fork()
     if not child:

@@ -1,4 +1,4 @@
-"""The readers to compare: ours, torch.load(weights_only=True) and safetensors, each to {path: fingerprint}."""
+"""The readers to compare, each from a file to ``{path: fingerprint}``."""
 
 from __future__ import annotations
 

@@ -128,7 +128,9 @@ def _families(pair: Pair) -> list[tuple[str, str]]:
     if sum(d != 1 for d in shape) < 2:
         return []
     bare = "bare" if pair.source.bare else "module"
-    kind = f"{bare}/{len(shape)}"
+    # A table that is looked up is no matrix that is multiplied, though both are called `weight`.
+    looked_up = "table" if "Embedding" in pair.target.cls else "matrix"
+    kind = f"{bare}/{looked_up}/{len(shape)}"
     word = _leaf_word(pair.source.leaves[pair.role].keys[0])
     skeleton = pair.source.name.skeleton
     families = [
@@ -138,7 +140,7 @@ def _families(pair: Pair) -> list[tuple[str, str]]:
     if word == "kernel":
         families.append(("leaf", f"{word}/{kind}"))
     if "#" in skeleton:
-        families.append(("block", f"{skeleton[: skeleton.rindex('#') + 1]}/{kind}"))
+        families.append(("block", f"{skeleton[: skeleton.rindex('#') + 1]}/{word}/{kind}"))
     if pair.target.cls:
         families.append(("class", f"{pair.target.cls}/{kind}"))
     return families

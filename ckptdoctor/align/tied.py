@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def exchanged(state: State) -> None:
-    """Take back pairs that do not rest on the module's own name, where two modules differ by a tied tensor only."""
+    """Take back pairs that rest on shapes alone, where two modules differ by a tied tensor only."""
     for follower, leader in state.followers.items():
         mine, other = _rest(state, follower), _rest(state, leader)
         for role, key in mine.items():
@@ -36,12 +36,11 @@ def _rest(state: State, key: str) -> dict[str, str]:
     """The other tensors of the key's module, by role."""
     module = key.rpartition(".")[0]
     found = {k for k in state.target.specs if k.rpartition(".")[0] == module and k != key}
-    leaves = {k: k.rpartition(".")[2] for k in sorted(found)}
-    return {leaf_role(leaf) or leaf: k for k, leaf in leaves.items()}
+    return {leaf_role(k.rpartition(".")[2]) or k.rpartition(".")[2]: k for k in sorted(found)}
 
 
 def _unproved(match: Match) -> bool:
-    """Whether nothing that the module itself is called speaks for the pair; shapes and parents do not count."""
+    """Whether nothing that the module itself is called speaks for it; shapes and parents do not count."""
     if match.status != "safe":
         return match.status == "undecided"
     if len(match.sources) != 1:

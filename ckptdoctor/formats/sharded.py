@@ -136,7 +136,7 @@ def _open_shard(path: str) -> Archive:
 
 
 def refuse_index(source: FileSource) -> NoReturn:
-    """For a shard that is an index itself, or other JSON. Raises what `open_index` would, or CorruptCheckpointError."""
+    """For a shard that is an index itself, or other JSON. Raises CorruptCheckpointError or what it is."""
     _weight_map(source)
     raise corrupt(source.path, "a shard that is an index itself", ADVICE)
 

@@ -13,47 +13,32 @@ WIDTHS = (2, 3, 4, 5)
 
 # Layers by how often they are drawn: what most networks are made of, and everything else.
 COMMON = (
-    "Linear",
-    "Linear without bias",
-    "Conv2d",
-    "Conv2d 1x1",
-    "BatchNorm2d",
-    "LayerNorm",
-    "Embedding",
-    "ReLU",
-    "Dropout",
-)
+    "Linear", "Linear without bias", "Conv2d", "Conv2d 1x1", "BatchNorm2d", "LayerNorm",
+    "Embedding", "ReLU", "Dropout",
+)  # fmt: skip
 RARE = (
-    "Bilinear", "Conv1d", "Conv3d", "Conv2d depthwise", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d",
-    "BatchNorm1d", "BatchNorm2d plain", "BatchNorm3d", "InstanceNorm2d", "GroupNorm", "RMSNorm", "EmbeddingBag", "LSTM",
-    "GRU", "MultiheadAttention", "MultiheadAttention kdim", "TransformerEncoder", "weight_norm", "weight_norm old",
-    "spectral_norm", "spectral_norm old", "PReLU", "Identity", "Bare", "gains", "empty", "complex", "Buffers", "Extra",
-    "ParameterList", "ParameterDict",
+    "Bilinear", "Conv1d", "Conv3d", "Conv2d depthwise", "ConvTranspose1d", "ConvTranspose2d",
+    "ConvTranspose3d", "BatchNorm1d", "BatchNorm2d plain", "BatchNorm3d", "InstanceNorm2d",
+    "GroupNorm", "RMSNorm", "EmbeddingBag", "square table", "LSTM", "GRU", "MultiheadAttention",
+    "MultiheadAttention kdim", "TransformerEncoder", "weight_norm", "weight_norm old",
+    "spectral_norm", "spectral_norm old", "PReLU", "Identity", "Bare", "gains", "empty", "complex",
+    "Buffers", "Extra", "ParameterList", "ParameterDict",
 )  # fmt: skip
 CASTABLE = frozenset({"Linear", "Linear without bias", "LayerNorm", "Bare", "ParameterList", "Embedding"})
 
 # What people call the parts of a network, and names that say nothing.
 WORDS = (
-    "stem", "body", "head", "neck", "features", "classifier", "backbone", "encoder", "decoder", "embed", "proj",
-    "extra", "aux", "final", "norm", "fc", "conv", "layers", "blocks", "trunk", "pool", "out", "upsample",
+    "stem", "body", "head", "neck", "features", "classifier", "backbone", "encoder", "decoder",
+    "embed", "proj", "extra", "aux", "final", "norm", "fc", "conv", "layers", "blocks", "trunk",
+    "pool", "out", "upsample",
 )  # fmt: skip
 NEUTRAL = (
-    "amber",
-    "birch",
-    "cobalt",
-    "dune",
-    "ember",
-    "flint",
-    "grove",
-    "hazel",
-    "iris",
-    "jade",
-    "lotus",
-    "onyx",
-)
+    "amber", "birch", "cobalt", "dune", "ember", "flint", "grove", "hazel", "iris", "jade", "lotus", "onyx",
+)  # fmt: skip
 ODD = (
-    "module", "model", "net", "_module", "weight_", "a-b", "with space", "0x", "größe", "*", "**", "{i}", "{0,2}", "[0]",
-    "?", "\\", '"', "'", "=", "#", "ema", "layer10", "layer1", "conv1_2", "a" * 300, "\u202e", "\n", "-x",
+    "module", "model", "net", "_module", "weight_", "a-b", "with space", "0x", "größe", "编码器", "*", "**",
+    "{i}", "{0,2}", "[0]", "?", "\\", '"', "'", "=", "#", "ema", "layer10", "layer1", "conv1_2",
+    "a" * 300, "\u202e", "\n", "-x",
 )  # fmt: skip
 CLASS_WORDS = {
     "Linear": "fc", "Linear without bias": "fc", "Conv1d": "conv", "Conv2d": "conv", "Conv2d 1x1": "conv",

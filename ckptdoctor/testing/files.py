@@ -91,7 +91,7 @@ def tagged(device: str) -> Iterator[None]:
 
 
 def _untied(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tensors under one name each, as ``save_model`` of safetensors keeps them, and which name stays for which."""
+    """Tensors under one name each, as safetensors' ``save_model`` does, and which name stays for which."""
     seen: dict[object, str] = {}
     tensors, kept = {}, {}
     for key, value in state.items():
@@ -111,7 +111,7 @@ def _plain(history: History, tensors: Mapping[str, Any], path: Path) -> None:
     from safetensors.torch import save_file
 
     if history.form == "safetensors":
-        save_file(tensors, str(path), metadata={"format": "pt"})
+        save_file(dict(tensors), str(path), metadata={"format": "pt"})
         return
     keys, weight_map, kind = list(tensors), {}, "safetensors" if history.form[0] == "s" else "bin"
     for number, part in enumerate((keys[: len(keys) // 2], keys[len(keys) // 2 :]), 1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,12 +19,13 @@ class Draft:
     state: dict[str, Any]
     truth: dict[str, tuple[str, ...]]
     values: dict[str, Tensor]  # model key -> what has to arrive, before the cast to the model's dtype
+    linears: frozenset[str] = frozenset()  # model keys of linear layers' matrices
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Draft:
+    def of(cls, state: Mapping[str, Any], linears: Collection[str] = ()) -> Draft:
         """The start: every key comes from itself."""
         values = {k: v.detach().clone() for k, v in state.items() if hasattr(v, "shape")}
-        return cls(dict(state), {k: (k,) for k in values}, values)
+        return cls(dict(state), {k: (k,) for k in values}, values, frozenset(linears))
 
     def rename(self, names: Mapping[str, str]) -> None:
         """New names for checkpoint keys; those not named keep theirs. They must stay different."""
@@ -65,7 +66,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Relabel:
-    """Nodes of the tree under other names: node path -> the segments for its last one (none: a level less)."""
+    """Nodes under other names: path -> the segments for its last one (none: a level less)."""
 
     labels: tuple[tuple[Path, Path], ...]
 
@@ -111,7 +112,7 @@ class Fuse:
 
         made = torch.cat([draft.state[p].detach() for p in self.parts])
         draft.replace(self.parts, {self.whole: made})
-        gone = {(p,): (self.whole,) for p in self.parts}
+        gone: dict[Path, Path] = {(p,): (self.whole,) for p in self.parts}
         draft.truth = {t: gone.get(s, s) for t, s in draft.truth.items()}
 
 
@@ -219,7 +220,7 @@ class History:
 
 @dataclass(frozen=True)
 class Truth:
-    """What a load must give: model key -> checkpoint keys, and -> value. Keys that are lost are in neither."""
+    """What a load must give: model key -> checkpoint keys, and -> value. Lost keys are in neither."""
 
     sources: Mapping[str, tuple[str, ...]]
     values: Mapping[str, Tensor]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ckptdoctor.diagnosis import Diagnosis
 
 
+_KINDS = {"UndecidedError": "asked", "IncompatibleError": "refused"}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a load did: ``kind`` is loaded, asked, refused (another architecture) or failed (any other error).
@@ -53,14 +56,14 @@ def judge_model(
     ``run`` computes an output and ``expected`` is what it has to be when every value arrived unrounded.
     """
     import ckptdoctor
-    from ckptdoctor.errors import CkptDoctorError, IncompatibleError, UndecidedError
+    from ckptdoctor.errors import CkptDoctorError
 
     model = make()
     before = _picture(model)
     try:
         ckptdoctor.auto_load(model, path, decisions=decisions)
     except CkptDoctorError as error:
-        kind = {UndecidedError: "asked", IncompatibleError: "refused"}.get(type(error), "failed")
+        kind = _KINDS.get(type(error).__name__, "failed")
         problems = (
             [] if _picture(model) == before else ["the load was refused and the model is not as before"]
         )
@@ -159,6 +162,4 @@ def _offered(
     """The true sources are among the choices, or are still waiting for an answer."""
     if any(set(c.sources) == set(sources) for c in match.choices):
         return True
-    if all(s in unused and not unused[s].decided for s in sources):
-        return True
-    return False
+    return all(s in unused and not unused[s].decided for s in sources)

@@ -98,6 +98,7 @@ KINDS: dict[str, Callable[[int, int], nn.Module]] = {
     "LayerNorm": lambda w, v: nn.LayerNorm(w),
     "RMSNorm": lambda w, v: nn.RMSNorm(w),
     "Embedding": lambda w, v: nn.Embedding(w + v, v),
+    "square table": lambda w, v: nn.Embedding(w, w),
     "EmbeddingBag": lambda w, v: nn.EmbeddingBag(w + v, v),
     "LSTM": lambda w, v: nn.LSTM(w, v, bidirectional=w % 2 == 0, batch_first=True),
     "GRU": lambda w, v: nn.GRU(w, v, num_layers=2, batch_first=True),

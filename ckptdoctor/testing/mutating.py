@@ -8,8 +8,8 @@ nothing at all; then the file may be undecidable, and has to be asked about.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
@@ -31,46 +31,11 @@ from ckptdoctor.testing.history import (
     Transpose,
 )
 from ckptdoctor.testing.recipes import Network
+from ckptdoctor.testing.words import INNER, NESTED, OTHER_WORDS, PREFIXES, SYNONYMS
 
-PREFIXES = ("module", "_orig_mod", "model", "net", "backbone", "module.model", "learner.net", "my_model")
-INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-NESTED = ("body", "inner", "trunk", "core", "main", "ember")
-OTHER_WORDS = (
-    "raven",
-    "sable",
-    "tundra",
-    "umber",
-    "violet",
-    "willow",
-    "quartz",
-    "pebble",
-    "nimbus",
-    "maple",
-    "karst",
-)
+if TYPE_CHECKING:
+    from torch import nn
 
-# One row a concept, collected apart from the engine's own table. Numbers at the end are kept.
-SYNONYMS: tuple[tuple[str, ...], ...] = (
-    ("attn", "attention", "self_attn", "self_attention", "mha"),
-    ("mlp", "ffn", "feed_forward", "ff"),
-    ("norm", "ln", "layer_norm", "layernorm"),
-    ("bn", "batchnorm", "batch_norm"),
-    ("conv", "convolution"),
-    ("fc", "linear", "dense", "lin"),
-    ("downsample", "shortcut", "skip"),
-    ("q_proj", "query", "to_q", "q"),
-    ("k_proj", "key", "to_k", "k"),
-    ("v_proj", "value", "to_v", "v"),
-    ("out_proj", "o_proj", "to_out"),
-    ("gate_proj", "gate"),
-    ("up_proj", "up_linear"),
-    ("down_proj", "down_linear"),
-    ("head", "classifier", "cls_head"),
-    ("blocks", "layers", "layer", "h"),
-    ("embed", "embedding", "emb"),
-    ("encoder", "enc"),
-    ("decoder", "dec"),
-)
 _NUMBERED = re.compile(r"^(.*?)(_?\d+)?$", re.DOTALL)
 QKV = ("q_proj", "k_proj", "v_proj")
 
@@ -96,7 +61,7 @@ def submodules(keys: Sequence[str], parent: Path, names: Sequence[str]) -> list[
     return [n for n in names if (*parent, n) in inner]
 
 
-Make = Callable[[st.DrawFn, Draft], "Step | None"]
+Make = Callable[[st.DrawFn, Draft], "Step | Several | None"]
 
 
 def prefix(draw: st.DrawFn, draft: Draft) -> Step | None:
@@ -120,10 +85,11 @@ def synonyms(draw: st.DrawFn, draft: Draft) -> Step | None:
     new: dict[str, str] = {}
     for segment in segments:
         stem, number = _NUMBERED.match(segment).groups()  # type: ignore[union-attr]
-        row = next((row for row in SYNONYMS if stem in row), ())
-        others = [w + (number or "") for w in row if w != stem]
+        row: tuple[str, ...] = next((row for row in SYNONYMS if stem in row), ())
+        others: list[str] = [w + (number or "") for w in row if w != stem]
         others = [w for w in others if w not in segments and w not in new.values()]
-        if others and draw(st.booleans()):
+        renamed: bool = draw(st.booleans()) if others else False
+        if renamed:
             new[segment] = draw(st.sampled_from(others))
     paths = modules(list(draft.state))
     return Relabel(tuple((p, (new[p[-1]],)) for p in paths if p[-1] in new)) if new else None
@@ -250,7 +216,7 @@ def order(draw: st.DrawFn, draft: Draft) -> Step | None:
     return Order(tuple(keys.index(k) for k in turned))
 
 
-def fuse(draw: st.DrawFn, draft: Draft) -> Step | None:
+def fuse(draw: st.DrawFn, draft: Draft) -> Step | Several | None:
     """q, k and v in one tensor."""
     keys = list(draft.state)
     found = [p for p, names in children(keys).items() if set(QKV) <= set(names)]
@@ -276,7 +242,7 @@ class Several:
         self.done, self.last = done, last
 
 
-def split(draw: st.DrawFn, draft: Draft) -> Step | None:
+def split(draw: st.DrawFn, draft: Draft) -> Step | Several | None:
     """torch's ``in_proj_weight`` as three matrices."""
     found = [k for k in draft.state if k.split(".")[-1] in ("in_proj_weight", "in_proj_bias")]
     if not found:
@@ -295,9 +261,10 @@ def split(draw: st.DrawFn, draft: Draft) -> Step | None:
 
 
 def transpose(draw: st.DrawFn, draft: Draft) -> Step | None:
-    """All matrices of linear layers stored the other way round; where none is square, shapes show it."""
-    found = [k for k, v in draft.state.items() if k.endswith("weight") and getattr(v, "dim", int)() == 2]
-    if not found or not any(draft.state[k].shape[0] != draft.state[k].shape[1] for k in found):
+    """Linear layers stored the other way round, where a shape shows it."""
+    back = {s: t for t, ss in draft.truth.items() for s in ss}
+    found = [k for k in draft.state if back.get(k) in draft.linears and draft.state[k].dim() == 2]
+    if not any(draft.state[k].shape[0] != draft.state[k].shape[1] for k in found):
         return None
     return Transpose(tuple(found))
 
@@ -323,19 +290,22 @@ def added(draw: st.DrawFn, draft: Draft) -> Step | None:
 
 
 NAMING: tuple[Make, ...] = (
-    prefix, inside, synonyms, renumber, number_in_name, index_to_class, name_to_index, opaque, nest, unnest, order,
+    prefix, inside, synonyms, renumber, number_in_name, index_to_class, name_to_index, opaque, nest, unnest,
+    order,
 )  # fmt: skip
 OTHER: tuple[Make, ...] = (fuse, split, transpose, cast, gone, added)
 ALL = {make.__name__: make for make in (*NAMING, *OTHER)}
 
 
 @st.composite
-def histories(
-    draw: st.DrawFn, state: Mapping[str, Any], *, only: Sequence[str] = (), most: int = 4
-) -> History:
-    """A history for a state dict: up to ``most`` steps of the kinds in ``only`` (default: all), and a file."""
+def histories(draw: st.DrawFn, state: Mapping[str, Any], *, only: Sequence[str] = (), most: int = 4,
+              linears: Collection[str] = ()) -> History:  # fmt: skip
+    """A history for a state dict: up to ``most`` steps of the kinds in ``only`` (default: all), and a file.
+
+    ``linears`` are the keys of matrices that other frameworks store transposed; see :func:`linears_of`.
+    """
     steps: list[Step] = []
-    draft = Draft.of(state)
+    draft = Draft.of(state, linears)
     kinds = st.sampled_from(list(only) or list(ALL))
     for name in draw(st.lists(kinds, max_size=most)):
         step = ALL[name](draw, draft)
@@ -382,4 +352,14 @@ def _saved(draw: st.DrawFn, steps: tuple[Step, ...], state: Mapping[str, Any]) -
 def pairs(draw: st.DrawFn, *, only: Sequence[str] = (), odd: bool = True) -> tuple[Network, History]:
     """A network, and how a checkpoint of it came to be."""
     network = draw(networks(odd=odd))
-    return network, draw(histories(network.build().state_dict(), only=only))
+    model = network.build()
+    return network, draw(histories(model.state_dict(), only=only, linears=linears_of(model)))
+
+
+def linears_of(model: nn.Module) -> list[str]:
+    """The weights of a model's linear layers."""
+    from torch import nn
+
+    return [
+        f"{path}.weight" if path else "weight" for path, m in model.named_modules() if type(m) is nn.Linear
+    ]

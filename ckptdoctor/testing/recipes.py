@@ -66,7 +66,7 @@ def _made(node: Layer | Group) -> nn.Module:
         return nn.Sequential(children)
     if node.style == "ModuleList":
         return nn.ModuleList(children.values())
-    group = {"ModuleDict": nn.ModuleDict, "Part": Part, "Residual": Residual}[node.style]()
+    group: nn.Module = {"ModuleDict": nn.ModuleDict, "Part": Part, "Residual": Residual}[node.style]()
     for name, child in children.items():
         group.add_module(name, child)
     return group

@@ -15,5 +15,7 @@ def examples(count: int) -> settings:
         derandomize=not TIMES,
         deadline=None,
         suppress_health_check=list(HealthCheck),
-        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink) if TIMES else (Phase.explicit, Phase.generate, Phase.shrink),
+        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
+        if TIMES
+        else (Phase.explicit, Phase.generate, Phase.shrink),
     )

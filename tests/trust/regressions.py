@@ -1,7 +1,7 @@
 """Shrunk pairs that once loaded wrong values without a question. Each was found by ``make fuzz``."""
 
 from ckptdoctor.testing import Group, History, Layer, Network
-from ckptdoctor.testing.history import Order, Relabel
+from ckptdoctor.testing.history import Order, Relabel, Transpose
 
 SQUARE = Layer("Linear", 3, 3)
 
@@ -72,5 +72,17 @@ CASES: dict[str, tuple[Network, History]] = {
     "names in another script were no names": (
         Network(CHINESE),
         History((relabel(("编码器.0", "1"), ("编码器.1", "2")),)),
+    ),
+    "a transposed block: its square weight-normed layer was turned as well": (
+        Network(Group("Sequential", (("0", SQUARE), ("1", Layer("weight_norm", 2, 2)), ("2", gated())))),
+        History((Transpose(("0.weight", "2.gate_proj.weight", "2.up_proj.weight", "2.down_proj.weight")),)),
+    ),
+    "a transposed block: its square embedding was turned as well": (
+        Network(Group("Sequential", (("0", SQUARE), ("1", Layer("square table", 4)), ("2", gated())))),
+        History((Transpose(("0.weight", "2.gate_proj.weight", "2.up_proj.weight", "2.down_proj.weight")),)),
+    ),
+    "a transposed list: its square embedding was turned as well": (
+        Network(Group("Sequential", (("0", Layer("Linear", 2, 5)), ("1", Layer("square table", 4))))),
+        History((Transpose(("0.weight",)),)),
     ),
 }

@@ -138,7 +138,9 @@ def test_every_answer_is_the_expected_one(made: dict[str, Made]) -> None:
         if got != row.case.answer:
             return f"{got} instead of {row.case.answer}: {row.ours.value}"
         if got == "read" and row.case.keys is not None:
-            missing = [k for k in row.case.keys if not any(p == k or p.endswith("." + k) for p in row.ours.value)]
+            missing = [
+                k for k in row.case.keys if not any(p == k or p.endswith("." + k) for p in row.ours.value)
+            ]
             return f"without {missing}" if missing or len(row.ours.value) != len(row.case.keys) else ""
         return ""
 
@@ -201,7 +203,9 @@ def test_what_torch_and_safetensors_accept_we_read_alike(made: dict[str, Made]) 
         if other:
             return f"other values: {sorted(other)}"
         unseen = set(theirs) - set(row.ours.value) - {""}
-        return f"tensors that we do not list: {sorted(unseen)}" if unseen and row.case.keys is not None else ""
+        return (
+            f"tensors that we do not list: {sorted(unseen)}" if unseen and row.case.keys is not None else ""
+        )
 
     assert not list(wrong(made, check))
 

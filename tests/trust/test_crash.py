@@ -131,13 +131,16 @@ def dying(number: int, behind: bool) -> Callable[[], list[int]]:
     return patch
 
 
-def test_killed_before_and_behind_every_call_that_changes_the_disk(folder: Path, operation: Operation) -> None:
+def test_killed_before_and_behind_every_call_that_changes_the_disk(
+    folder: Path, operation: Operation
+) -> None:
     before, ends, points = picture(folder), [], 0
     in_child(lambda: operation.run(folder))  # what is imported late is imported
     reset(folder, before)
     for number in range(1, 10_000):
         statuses = []
         for behind in (False, True):
+
             def run(number: int = number, behind: bool = behind) -> None:
                 dying(number, behind)()
                 operation.run(folder)
@@ -185,6 +188,7 @@ def test_killed_at_random_moments(folder: Path, operation: Operation) -> None:
     took = time.monotonic() - start
     reset(folder, before)
     for _ in range(8):
+
         def run(delay: float = moments.uniform(0, took)) -> None:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, delay)
@@ -200,10 +204,13 @@ def test_a_folder_that_cannot_be_written_to(folder: Path, operation: Operation) 
     before = picture(folder)
     folder.chmod(0o555)
     try:
+
         def run() -> None:
             if os.getuid() == 0:
                 for parent in (folder, *folder.parents):
-                    assert parent.stat().st_mode & 0o001 or parent.chmod(parent.stat().st_mode | 0o011) is None
+                    assert (
+                        parent.stat().st_mode & 0o001 or parent.chmod(parent.stat().st_mode | 0o011) is None
+                    )
                 os.setuid(65534)
             operation.run(folder)
 
@@ -215,7 +222,10 @@ def test_a_folder_that_cannot_be_written_to(folder: Path, operation: Operation) 
 
 def test_a_file_in_use_keeps_its_bytes_for_those_who_have_it_open(folder: Path, operation: Operation) -> None:
     before = picture(folder)
-    with (folder / operation.out).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+    with (
+        (folder / operation.out).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+    ):
         assert in_child(lambda: operation.run(folder)) == 0
         assert view[:] == before[operation.out]
     assert settled(folder, operation, before) == "new"
@@ -269,7 +279,9 @@ def _dead() -> int:
     return child
 
 
-def test_an_input_that_changed_since_the_plan_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_input_that_changed_since_the_plan_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from ckptdoctor.cli import main
 
     prepare(tmp_path)
@@ -282,7 +294,15 @@ def test_an_input_that_changed_since_the_plan_is_refused(tmp_path: Path, capfd: 
     for name, state in changes.items():
         torch.save({f"module.{k}": v for k, v in state.items()}, tmp_path / "in.pth")
         with pytest.raises(SystemExit) as stop:
-            main(["apply", str(tmp_path / "plan.toml"), str(tmp_path / "in.pth"), "-o", str(tmp_path / "out.pth")])
+            main(
+                [
+                    "apply",
+                    str(tmp_path / "plan.toml"),
+                    str(tmp_path / "in.pth"),
+                    "-o",
+                    str(tmp_path / "out.pth"),
+                ]
+            )
         assert stop.value.code in (1, 2), name
         assert "in.pth" in capfd.readouterr().err, name
         assert not (tmp_path / "out.pth").exists()
@@ -291,7 +311,9 @@ def test_an_input_that_changed_since_the_plan_is_refused(tmp_path: Path, capfd: 
     assert "input file itself" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("error", [OSError("gone"), MemoryError(), KeyboardInterrupt(), ApplyError("x"), RecursionError()])
+@pytest.mark.parametrize(
+    "error", [OSError("gone"), MemoryError(), KeyboardInterrupt(), ApplyError("x"), RecursionError()]
+)
 def test_auto_load_with_a_failure_at_every_tensor_leaves_the_model_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:

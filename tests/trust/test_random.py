@@ -12,7 +12,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import ckptdoctor
-from ckptdoctor.testing import Group, History, Layer, Network, Outcome, histories, judge, networks, pairs, write
+from ckptdoctor.testing import (
+    Group,
+    History,
+    Layer,
+    Network,
+    Outcome,
+    histories,
+    judge,
+    networks,
+    pairs,
+    write,
+)
 from ckptdoctor.testing.history import Prefix
 from tests.trust.amount import examples
 
@@ -77,7 +88,11 @@ def changed(draw: st.DrawFn, node: Group) -> Group:
 def weighed(network: Network) -> int | None:
     """How many values the model has; None where their count may change in a right repair (folded norms)."""
     state = network.build().state_dict()
-    if any(word in k for k in state for word in ("weight_g", "original0", "weight_orig", "original", "extra_state")):
+    if any(
+        word in k
+        for k in state
+        for word in ("weight_g", "original0", "weight_orig", "original", "extra_state")
+    ):
         return None
     return sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked"))
 
@@ -86,11 +101,15 @@ def weighed(network: Network) -> int | None:
 @given(st.data())
 def test_a_file_of_another_architecture_is_never_compatible_or_safe(data: st.DataObject) -> None:
     network = Network(data.draw(networks()).root)
-    other = Network(data.draw(changed(network.root)) if data.draw(st.booleans()) else data.draw(networks()).root)
+    other = Network(
+        data.draw(changed(network.root)) if data.draw(st.booleans()) else data.draw(networks()).root
+    )
     mine, theirs = weighed(network), weighed(other)
     assume(mine is not None and theirs is not None and mine != theirs)
     state = other.build(1).state_dict()
-    history = replace(data.draw(histories(state, only=("prefix", "synonyms", "renumber", "order"), most=2)), ema="")
+    history = replace(
+        data.draw(histories(state, only=("prefix", "synonyms", "renumber", "order"), most=2)), ema=""
+    )
     with tempfile.TemporaryDirectory() as folder:
         path, _ = write(history, state, Path(folder))
         found = ckptdoctor.diagnose(ckptdoctor.snapshot(network.build(2)), path)
@@ -150,7 +169,9 @@ def test_every_kind_of_step_and_file_is_drawn() -> None:
     @given(pairs())
     def draw(pair: Pair) -> None:
         network, history = pair
-        seen.update({type(s).__name__ for s in history.steps} | {history.form, f"protocol {history.protocol}"})
+        seen.update(
+            {type(s).__name__ for s in history.steps} | {history.form, f"protocol {history.protocol}"}
+        )
         seen.update(name for name in ("envelope", "ema", "device", "metadata") if getattr(history, name))
         seen.update(name for name in ("ties", "shared") if getattr(network, name))
 
@@ -164,7 +185,12 @@ def test_every_kind_of_step_and_file_is_drawn() -> None:
 @examples(15)
 @given(st.data())
 def test_fused_attention_split_in_three_is_right_or_asked(data: st.DataObject) -> None:
-    rows = (("attn", Layer("MultiheadAttention", 4)), ("fc", Layer("Linear", 4, data.draw(st.integers(2, 5)))))
+    rows = (
+        ("attn", Layer("MultiheadAttention", 4)),
+        ("fc", Layer("Linear", 4, data.draw(st.integers(2, 5)))),
+    )
     network = Network(Group("Part", rows))
-    history = data.draw(histories(network.build().state_dict(), only=("split", "prefix", "synonyms", "split")))
+    history = data.draw(
+        histories(network.build().state_dict(), only=("split", "prefix", "synonyms", "split"))
+    )
     assert not judged((network, history)).problems
