@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ckptdoctor.apply import Expansion, Initial, Reader, file_contents, run_on_model
 from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.casts import CastClass
+from ckptdoctor.formats import quiet_gc
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import Action, Entry, Receipt
@@ -83,16 +84,17 @@ def apply_to_model(
             )
         )
 
-    run_on_model(
-        expansion,
-        reader,
-        model,
-        check=check,
-        compare=verify,
-        device=device,
-        source_versions=source_versions,
-        on_tensor=on_tensor,
-    )
+    with quiet_gc():
+        run_on_model(
+            expansion,
+            reader,
+            model,
+            check=check,
+            compare=verify,
+            device=device,
+            source_versions=source_versions,
+            on_tensor=on_tensor,
+        )
     return receipts[0]
 
 
@@ -156,15 +158,16 @@ def apply_to_file(
         ]
 
     files = getattr(reader, "files", None) or Files()
-    write_contents(
-        contents,
-        path,
-        files,
-        fmt=fmt,
-        max_shard_size=max_shard_size,
-        check=check,
-        on_bytes=None if progress is None else _Told(progress, contents.nbytes),
-    )
+    with quiet_gc():
+        write_contents(
+            contents,
+            path,
+            files,
+            fmt=fmt,
+            max_shard_size=max_shard_size,
+            check=check,
+            on_bytes=None if progress is None else _Told(progress, contents.nbytes),
+        )
     return receipts[0]
 
 
