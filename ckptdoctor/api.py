@@ -85,11 +85,13 @@ def diagnose(
     'repairable'
     """
     from ckptdoctor.diagnosis import examine
+    from ckptdoctor.formats import quiet_gc
 
     parsed = parse_decisions(decisions)
     archive = inspect(path)
     target = _target(model, archive, kwargs, timeout, parsed)
-    return examine(archive, target, parsed, reporter=reporter)
+    with quiet_gc():
+        return examine(archive, target, parsed, reporter=reporter)
 
 
 def plan(

@@ -63,7 +63,7 @@ def run_on_model(
     _fill_derived(expansion, live, values, device)
     check_ties(expansion, _ties(live), _Cast(values, pending))
     check_copies(expansion, reader)
-    full = _full(expansion, state, values, pending)
+    full = _full(expansion, state, values, pending, places)
     with Transaction(model, places.owned_tensors()) as transaction:
         before = {key: transaction.before(tensor) for key, tensor in live.items()}
         materialise(model, live, full, transaction)
@@ -87,6 +87,7 @@ def _values(
     """What is written before the check, in memory of its own; and what is copied from the reader's after."""
     values: dict[str, Tensor] = {}
     pending = Pending()
+    steady = getattr(reader, "steady", False)  # what it gives is nobody else's, so it need not be copied
     for key, fill in expansion.fills.items():
         if fill.kind != "load":
             continue
@@ -98,7 +99,7 @@ def _values(
             lent = not fill.ops and _lends(reader, fill.sources[0]) and value.dtype == want.dtype
             values[key] = value if lent and want.on_cpu else private(value, want)
         else:
-            pending.add(key, live[key], value)
+            pending.add(key, live[key], value if steady else private(value, want))
         if on_tensor is not None:
             on_tensor(key)
     return values, pending
@@ -153,7 +154,11 @@ def _ties(live: Mapping[str, Tensor]) -> list[list[str]]:
 
 
 def _full(
-    expansion: Expansion, state: Mapping[str, Any], values: Mapping[str, Tensor], pending: Pending
+    expansion: Expansion,
+    state: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+    pending: Pending,
+    places: Places,
 ) -> dict[str, Any]:
     """A value for each key but the pending ones: made, kept, tied, extra state."""
     full: dict[str, Any] = {}
@@ -162,7 +167,10 @@ def _full(
         source = _anchor(key, expansion) if fill is not None and fill.kind == "tie" else key
         if source in values:
             full[key] = values[source]
-        elif source not in pending.values:
+        elif source in pending.values:
+            if key not in places.direct:  # tied to a plain tensor, but loaded by code of its own
+                full[key] = pending.cast(source)
+        else:
             now = state[source]
             full[key] = now.detach() if hasattr(now, "detach") else now
     return full

@@ -40,6 +40,8 @@ class TensorReader:
     the zip's checksums are verified before a tensor is given.
     """
 
+    steady = True  # nobody else writes to the tensors it gave
+
     def __init__(
         self, archive: Archive, state_dict: StateDict, *, check_crc: bool = True, mapped: bool = False
     ) -> None:
