@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -35,7 +36,11 @@ class Piece:
         tensor = self.make()
         if tuple(tensor.shape) != self.shape or str(tensor.dtype) != f"torch.{self.dtype}":
             raise ApplyError(f"a tensor is {tensor.dtype}{list(tensor.shape)}, due {self.dtype}{self.shape}")
-        return bytes_of(tensor.detach().cpu().contiguous())
+        plain = tensor.detach().cpu().contiguous()
+        if sys.byteorder == "big":
+            plain = plain.clone()
+            plain.untyped_storage().byteswap(plain.dtype)  # type: ignore[no-untyped-call]
+        return bytes_of(plain)
 
 
 @dataclass(frozen=True)
