@@ -67,7 +67,7 @@ def run_on_model(
     with Transaction(model, places.owned_tensors()) as transaction:
         before = {key: transaction.before(tensor) for key, tensor in live.items()}
         materialise(model, live, full, transaction)
-        _load(places, full, metadata_for(expansion, model, source_versions or {}))
+        _load(places, full, metadata_for(expansion, state, source_versions or {}))
         check(before.get, pending.get)
         unchanged: Callable[[], None] = getattr(reader, "unchanged", lambda: None)
         unchanged()
