@@ -246,10 +246,13 @@ def _rewrite(data: Path, source: str, target: str, suffix: str, verify: bool) ->
     import ckptdoctor
     from ckptdoctor import api
 
-    tree = ckptdoctor.inspect(data / target).state_dicts[0].tree
-    found = ckptdoctor.diagnose(tree, data / source)
     if verify:
         import torch  # noqa: F401
+    small = ckptdoctor.inspect(data / "small.pth").state_dicts[0].tree  # imports what a repair imports
+    warm = ckptdoctor.diagnose(small, data / "small.pth")
+    _written(data, suffix, lambda out: api.write_diagnosed(warm, out, verify=verify))
+    tree = ckptdoctor.inspect(data / target).state_dicts[0].tree
+    found = ckptdoctor.diagnose(tree, data / source)
     return _written(data, suffix, lambda out: api.write_diagnosed(found, out, verify=verify))
 
 

@@ -87,10 +87,12 @@ def diagnose(
     'repairable'
     """
     from ckptdoctor.diagnosis import examine
+    from ckptdoctor.formats import quiet_gc
 
     archive, parsed = _opened(path, tuple(map(_with_rows, parse_decisions(decisions))))
     target = _target(model, archive, kwargs, timeout, parsed)
-    return examine(archive, target, parsed, reporter=reporter)
+    with quiet_gc():
+        return examine(archive, target, parsed, reporter=reporter)
 
 
 def _with_rows(decision: Decision) -> Decision:

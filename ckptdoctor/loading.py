@@ -13,6 +13,7 @@ from ckptdoctor.apply import Expansion, Initial, Reader, file_contents, run_on_m
 from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.casts import CastClass
 from ckptdoctor.errors import ApplyError
+from ckptdoctor.formats import quiet_gc
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import Action, Entry, ProbeResult, Receipt
@@ -89,17 +90,18 @@ def apply_to_model(
         if then is not None:
             then()
 
-    run_on_model(
-        expansion,
-        reader,
-        model,
-        check=check,
-        ahead=probe is not None,
-        compare=verify,
-        device=device,
-        source_versions=source_versions,
-        on_tensor=on_tensor,
-    )
+    with quiet_gc():
+        run_on_model(
+            expansion,
+            reader,
+            model,
+            check=check,
+            ahead=probe is not None,
+            compare=verify,
+            device=device,
+            source_versions=source_versions,
+            on_tensor=on_tensor,
+        )
     return receipts[0]
 
 
@@ -161,15 +163,16 @@ def apply_to_file(
         receipts[:] = [replace(made, probe=parity, verified=verify)]
 
     files = getattr(reader, "files", None) or Files()
-    write_contents(
-        contents,
-        path,
-        files,
-        fmt=fmt,
-        max_shard_size=max_shard_size,
-        check=check,
-        on_bytes=None if progress is None else _Told(progress, contents.nbytes),
-    )
+    with quiet_gc():
+        write_contents(
+            contents,
+            path,
+            files,
+            fmt=fmt,
+            max_shard_size=max_shard_size,
+            check=check,
+            on_bytes=None if progress is None else _Told(progress, contents.nbytes),
+        )
     return receipts[0]
 
 

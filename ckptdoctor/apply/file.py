@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.apply.metadata import map_versions
-from ckptdoctor.apply.staging import Expansion, Reader, Want, stage_one
+from ckptdoctor.apply.staging import Expansion, Reader, Want, to_write
 from ckptdoctor.apply.ties import check_copies, check_ties
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.keys import printable
@@ -58,7 +58,7 @@ def file_contents(
 
 def _loaded(key: str, fill: Fill, reader: Reader, spec: TensorSpec) -> Piece:
     def make() -> Tensor:
-        return stage_one(key, fill, reader, Want(spec.shape, _dtype(spec.dtype)))
+        return to_write(key, fill, reader, Want(spec.shape, _dtype(spec.dtype)))
 
     asked: Callable[[str, str], Span | None] | None = getattr(reader, "span", None)
     copied = asked is not None and not fill.ops and not fill.cast

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def live_state(model: nn.Module) -> dict[str, Any]:
+def live_state(model: nn.Module) -> Mapping[str, Any]:
     """``model.state_dict()`` with the model's own tensor objects, where it can give them."""
+    state: Mapping[str, Any]
     try:
-        return dict(model.state_dict(keep_vars=True))
+        state = model.state_dict(keep_vars=True)
     except TypeError:  # an overridden state_dict() without that argument
-        return dict(model.state_dict())
+        state = model.state_dict()
+    return state
 
 
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:

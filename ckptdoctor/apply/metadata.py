@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckptdoctor.apply.staging import Expansion
 
-if TYPE_CHECKING:
-    from torch import nn
-
 
 def metadata_for(
-    expansion: Expansion, model: nn.Module, source_versions: Mapping[str, int]
+    expansion: Expansion, state: Mapping[str, Any], source_versions: Mapping[str, int]
 ) -> OrderedDict[str, dict[str, Any]]:
-    """``_metadata`` for a live model; see :func:`map_versions`."""
-    own: dict[str, Any] = dict(getattr(model.state_dict(), "_metadata", None) or {})
+    """``_metadata`` for a live model, by its own ``state_dict()``; see :func:`map_versions`."""
+    own: dict[str, Any] = dict(getattr(state, "_metadata", None) or {})
     versions = {
         path: entry["version"] for path, entry in own.items() if isinstance(entry.get("version"), int)
     }

@@ -49,8 +49,8 @@ def run_on_model(
     values is kept. ``check(before, pending)`` gets two functions: a key's value before the load (None where
     it was not kept), and the value that is going to be written after the check (None for what is written
     already). ``ahead`` writes everything before the check, which may then run the model, at the price of a
-    copy of all old values. With ``compare`` each tensor is compared after it was written. Tensors on meta are created on
-    ``device`` (default CPU); they take the reader's own memory where it ``lends`` it.
+    copy of all old values. With ``compare`` each tensor is compared after it was written. Tensors on meta
+    are created on ``device`` (default CPU); they take the reader's own memory where it ``lends`` it.
 
     Raises :class:`ApplyError`; ``check`` raises what it likes. The model is then as it was.
     """
@@ -65,12 +65,12 @@ def run_on_model(
     _fill_derived(expansion, live, values, device)
     check_ties(expansion, _ties(live), _Cast(values, pending))
     check_copies(expansion, reader)
-    full = _full(expansion, state, values, pending)
+    full = _full(expansion, state, values, pending, places)
     unchanged: Callable[[], None] = getattr(reader, "unchanged", lambda: None)
     with Transaction(model, None if ahead else places.owned_tensors()) as transaction:
         before = {key: transaction.before(tensor) for key, tensor in live.items()}
         materialise(model, live, full, transaction)
-        _load(places, full, metadata_for(expansion, model, source_versions or {}))
+        _load(places, full, metadata_for(expansion, state, source_versions or {}))
         if ahead:
             commit(pending, compare=compare, unchanged=unchanged)
             pending = Pending()
@@ -92,6 +92,7 @@ def _values(
     """What is written before the check, in memory of its own; and what is copied from the reader's after."""
     values: dict[str, Tensor] = {}
     pending = Pending()
+    steady = getattr(reader, "steady", False)  # what it gives is nobody else's, so it need not be copied
     for key, fill in expansion.fills.items():
         if fill.kind != "load":
             continue
@@ -103,7 +104,7 @@ def _values(
             lent = not fill.ops and _lends(reader, fill.sources[0]) and value.dtype == want.dtype
             values[key] = value if lent and want.on_cpu else private(value, want)
         else:
-            pending.add(key, live[key], value)
+            pending.add(key, live[key], value if steady else private(value, want))
         if on_tensor is not None:
             on_tensor(key)
     return values, pending
@@ -158,7 +159,11 @@ def _ties(live: Mapping[str, Tensor]) -> list[list[str]]:
 
 
 def _full(
-    expansion: Expansion, state: Mapping[str, Any], values: Mapping[str, Tensor], pending: Pending
+    expansion: Expansion,
+    state: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+    pending: Pending,
+    places: Places,
 ) -> dict[str, Any]:
     """A value for each key but the pending ones: made, kept, tied, extra state."""
     full: dict[str, Any] = {}
@@ -167,7 +172,10 @@ def _full(
         source = _anchor(key, expansion) if fill is not None and fill.kind == "tie" else key
         if source in values:
             full[key] = values[source]
-        elif source not in pending.values:
+        elif source in pending.values:
+            if key not in places.direct:  # tied to a plain tensor, but loaded by code of its own
+                full[key] = pending.cast(source)
+        else:
             now = state[source]
             full[key] = now.detach() if hasattr(now, "detach") else now
     return full

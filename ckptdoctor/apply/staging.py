@@ -67,9 +67,15 @@ def make(key: str, fill: Fill, reader: Reader, shape: tuple[int, ...]) -> Tensor
         return value
 
 
-def stage_one(key: str, fill: Fill, reader: Reader, want: Want) -> Tensor:
-    """The value for one key as a private tensor. Raises :class:`ApplyError` or what the reader raises."""
+def to_write(key: str, fill: Fill, reader: Reader, want: Want) -> Tensor:
+    """The value for one key, contiguous on the CPU; a copy only where its memory is not so already.
+
+    Raises :class:`ApplyError` or what the reader raises.
+    """
     value = make(key, fill, reader, want.shape)
+    plain = value.dtype == want.dtype and value.is_contiguous() and value.device.type == "cpu"
+    if plain and not value.is_conj() and not value.is_neg():
+        return value
     with _named(key, fill):
         return private(value, want)
 

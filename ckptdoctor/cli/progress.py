@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 PATIENCE = 1.0  # seconds before anything is shown
+EVERY = 0.1  # seconds
 
 
 @contextmanager
@@ -18,13 +19,17 @@ def progress(words: str) -> Iterator[Callable[[int, int], None] | None]:
         yield None
         return
     shown: list[Any] = []
-    start = time.monotonic()
+    due = time.monotonic() + PATIENCE
 
     def tell(done: int, total: int) -> None:
-        if not shown and time.monotonic() - start > PATIENCE:
+        nonlocal due
+        now = time.monotonic()
+        if now < due:  # asked for every 256 KB; nobody reads that fast
+            return
+        due = now + EVERY
+        if not shown:
             shown.append(_bar(words, total))
-        if shown:
-            shown[0].update(shown[0].task_ids[0], completed=done)
+        shown[0].update(shown[0].task_ids[0], completed=done)
 
     try:
         yield tell

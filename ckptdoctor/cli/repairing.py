@@ -71,12 +71,15 @@ def repair(
     from ckptdoctor.cli.examining import examine
     from ckptdoctor.cli.output import explain_refusal
     from ckptdoctor.cli.progress import progress
+    from ckptdoctor.formats.ahead import read_ahead
 
     if lint_fix:
         return _lint_fix(model, checkpoint, out, form)
     if checkpoint is None:
         raise click.UsageError("Missing argument 'CHECKPOINT' (without MODEL: repair CHECKPOINT --lint-fix)")
     refuse_input(out, checkpoint)
+    if os.path.isfile(checkpoint):
+        read_ahead([checkpoint])  # the disk works while the model is built
     found = examine(model, checkpoint, options)
     if found.verdict not in ("compatible", "repairable") or found.plan is None:
         explain_refusal(found, verbose, options["kwargs"])

@@ -16,7 +16,7 @@ from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
 from ckptdoctor.formats.sniff import foreign, sniff
 from ckptdoctor.formats.source import FileSource
 
-__all__ = ["Archive", "Recipe", "StateDict", "StorageRef", "deep_check", "open_checkpoint"]
+__all__ = ["Archive", "Recipe", "StateDict", "StorageRef", "deep_check", "open_checkpoint", "quiet_gc"]
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Archive:
@@ -47,15 +47,15 @@ def deep_check(archive: Archive) -> list[Diagnostic]:
 
 def open_file(path: str, *, shard: bool = False) -> Archive:
     """`open_checkpoint` for a file, not a folder. A ``shard`` is no index itself (it could lead back)."""
-    with _quiet_gc(), FileSource(path) as source:
+    with quiet_gc(), FileSource(path) as source:
         archive = _open(source, shard)
         source.unchanged()
         return replace(archive, stamps={**archive.stamps, path: source.stamp})
 
 
 @contextmanager
-def _quiet_gc() -> Iterator[None]:
-    """No garbage collection inside (parsing makes many objects and no garbage); restored after."""
+def quiet_gc() -> Iterator[None]:
+    """No garbage collection inside, for work that makes many objects and no garbage; restored after."""
     was = gc.isenabled()
     gc.disable()
     try:

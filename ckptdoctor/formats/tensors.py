@@ -40,6 +40,8 @@ class TensorReader:
     the zip's checksums are verified before a tensor is given.
     """
 
+    steady = True  # nobody else writes to the tensors it gave
+
     def __init__(
         self, archive: Archive, state_dict: StateDict, *, check_crc: bool = True, mapped: bool = False
     ) -> None:
@@ -56,8 +58,11 @@ class TensorReader:
         self._checked: set[str] = set()  # storages whose checksum was found to fit
 
     def again(self) -> TensorReader:
-        """A reader that reads anew. Checksums that fitted stay so; what is mapped is the same memory."""
-        other = TensorReader(self.archive, self.state_dict, check_crc=self.check_crc, mapped=self.mapped)
+        """A reader that reads anew, for a short time. Checksums that fitted stay so; what is mapped is the
+        same memory, and what was read privately is compared with the mapped file where that is local.
+        """
+        mapped = self.mapped or False not in [is_local(path) for path in self.archive.files]
+        other = TensorReader(self.archive, self.state_dict, check_crc=self.check_crc, mapped=mapped)
         other._files, other._checked = self._files, self._checked
         return other
 
@@ -88,6 +93,7 @@ class TensorReader:
         refs = [self.archive.storages[s] for s in due]
         for name, storage in zip(due, in_threads(self._read, refs, sum(r.nbytes for r in refs)), strict=True):
             self._kept[name] = storage
+            self._checked.add(name)
 
     def lends(self, key: str) -> bool:
         """Whether the tensor of `key` is a whole storage that no other key uses, so that it can be kept."""

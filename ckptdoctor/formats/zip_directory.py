@@ -25,6 +25,7 @@ END64 = struct.Struct("<4sQ2H2L4Q")
 U32 = 0xFFFFFFFF
 MOST_COMMENT = 0xFFFF
 CHUNK = 1 << 20
+WINDOW = 1 << 15  # of headers of small members that are read at once
 INFLATE_RATIO = 200  # of a member that is read whole; text and pickles pack 3 to 30 times
 
 
@@ -48,6 +49,7 @@ class Directory:
 
     def __init__(self, source: FileSource) -> None:
         self.source = source
+        self._near, self._near_at = b"", 0
         self.start, count, size = self._end_record()
         self.members = self._central(source.exactly(self.start, size, "the central directory"), count)
         self._check_overlap()
@@ -165,7 +167,7 @@ class Directory:
     def data_offset(self, member: Member) -> int:
         """Where the member's bytes begin, by its local header, which must agree with the directory."""
         length = LOCAL.size + len(member.name)
-        raw = self.source.some(member.header, length)
+        raw = self._header(member.header, length)
         if len(raw) < length:
             raise self._ends_outside(member)
         mark, method, name_n, extra_n = LOCAL_PARTS.unpack_from(raw)
@@ -177,6 +179,14 @@ class Directory:
         if offset + member.packed > self.start:
             raise self._ends_outside(member)
         return offset
+
+    def _header(self, at: int, length: int) -> bytes:
+        """Those bytes; many at once where small members follow each other."""
+        near = at - self._near_at
+        if not 0 <= near <= len(self._near) - length:
+            self._near = self.source.some(at, WINDOW if 0 <= near < 2 * WINDOW else length)
+            self._near_at, near = at, 0
+        return self._near[near : near + length]
 
     def check_readable(self, member: Member) -> None:
         """Raise for encryption and for compressions other than deflate; sizes of stored ones must agree."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ckptdoctor.casts import CastClass, cast_class
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 # The share of a tensor's nonzero values may become 0 before the cast counts as loss of range. A few values
 # far below the scale of their tensor are ordinary rounding: trained weights always have some.
 FLUSHED_SHARE = 1e-3
+BLOCK = 1 << 20  # values that are looked at at once
 
 
 def classify(before: Tensor, after: Tensor) -> CastClass:
@@ -41,14 +43,24 @@ def classify(before: Tensor, after: Tensor) -> CastClass:
     return _to_float(before, after)
 
 
+def _blocks(before: Tensor, after: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both, a part at a time: the float64 copies below are many times as large as the tensor."""
+    import torch
+
+    parts = (torch.split(tensor.reshape(-1), BLOCK) for tensor in (before, after))
+    yield from zip(*parts, strict=True)
+
+
 def _to_int(before: Tensor, after: Tensor) -> CastClass:
     import torch
 
     limits = torch.iinfo(after.dtype)
     if before.is_floating_point():
-        back = bool((after.to(before.dtype) == before).all())
-        inside = bool(((before >= limits.min) & (before < float(limits.max) + 1)).all())
-        return "lossless" if back and inside else "truncation"
+        back = all(bool((a.to(b.dtype) == b).all()) for b, a in _blocks(before, after))
+        inside = (
+            bool(((b >= limits.min) & (b < float(limits.max) + 1)).all()) for b, _ in _blocks(before, after)
+        )
+        return "lossless" if back and all(inside) else "truncation"
     low, high = int(before.min()), int(before.max())
     return "lossless" if limits.min <= low and high <= limits.max else "range"
 
@@ -56,31 +68,48 @@ def _to_int(before: Tensor, after: Tensor) -> CastClass:
 def _to_float(before: Tensor, after: Tensor) -> CastClass:
     import torch
 
-    wide = torch.float64
-    old, new = before.to(wide), after.to(wide)
     info = torch.finfo(after.dtype)
-    beyond = old.abs() > info.max * (1 + info.eps)  # fp8 casts may stop at the largest value instead of inf
-    if bool((torch.isfinite(old) & (~torch.isfinite(new) | beyond)).any()):
-        return "range"
-    if not before.is_floating_point() and bool((after.to(before.dtype) != before).any()):
+    exact, rounded, flushed = True, False, _Flushed()
+    for b, a in _blocks(before, after):
+        old, new = b.to(torch.float64), a.to(torch.float64)
+        beyond = old.abs() > info.max * (1 + info.eps)  # fp8 casts may stop at the largest value, not at inf
+        if bool((torch.isfinite(old) & (~torch.isfinite(new) | beyond)).any()):
+            return "range"
+        rounded = rounded or (not b.is_floating_point() and bool((a.to(b.dtype) != b).any()))
+        exact = exact and bool(((old == new) | (torch.isnan(old) & torch.isnan(new))).all())
+        flushed.add(old, new)
+    if rounded:
         return "rounding"
-    if bool(((old == new) | (torch.isnan(old) & torch.isnan(new))).all()):
+    if exact:
         return "lossless"
-    return "range" if _flushed(old, new, info.eps) else "rounding"
+    return "range" if flushed.matters(info.eps) else "rounding"
 
 
-def _flushed(old: Tensor, new: Tensor, eps: float) -> bool:
-    """Whether so much became 0 that it matters."""
-    import torch
+class _Flushed:
+    """Values that became 0: how many, of how many, and how large."""
 
-    lost = (old != 0) & (new == 0)
-    count = int(lost.sum())
-    if count == 0:
-        return False
-    finite = torch.where(torch.isfinite(old), old.abs(), torch.zeros_like(old))
-    return count > FLUSHED_SHARE * int((old != 0).sum()) or float(finite[lost].max()) > eps * float(
-        finite.max()
-    )
+    def __init__(self) -> None:
+        self.count = self.nonzero = 0
+        self.largest = self.largest_lost = 0.0
+
+    def add(self, old: Tensor, new: Tensor) -> None:
+        """One more part."""
+        import torch
+
+        lost = (old != 0) & (new == 0)
+        count = int(lost.sum())
+        finite = torch.where(torch.isfinite(old), old.abs(), torch.zeros_like(old))
+        self.count += count
+        self.nonzero += int((old != 0).sum())
+        self.largest = max(self.largest, float(finite.max()))
+        if count:
+            self.largest_lost = max(self.largest_lost, float(finite[lost].max()))
+
+    def matters(self, eps: float) -> bool:
+        """Whether so much became 0 that it matters."""
+        if not self.count:
+            return False
+        return self.count > FLUSHED_SHARE * self.nonzero or self.largest_lost > eps * self.largest
 
 
 def _name(tensor: Tensor) -> str:

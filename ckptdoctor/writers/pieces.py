@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING
 
 from ckptdoctor.errors import ApplyError
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Piece:
     """One tensor of a new file: contiguous, little-endian; copied from ``span`` where there is one."""
 
@@ -23,14 +25,10 @@ class Piece:
     dtype: str
     span: Span | None = None
     make: Callable[[], Tensor] | None = None
+    nbytes: int = field(init=False)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        count = DTYPE_SIZES[self.dtype]
-        for size in self.shape:
-            count *= size
-        return count
+    def __post_init__(self) -> None:
+        self.nbytes = DTYPE_SIZES[self.dtype] * prod(self.shape)
 
     def content(self) -> memoryview:
         """The bytes of a tensor that is made; it lives as long as the view."""
@@ -38,7 +36,11 @@ class Piece:
         tensor = self.make()
         if tuple(tensor.shape) != self.shape or str(tensor.dtype) != f"torch.{self.dtype}":
             raise ApplyError(f"a tensor is {tensor.dtype}{list(tensor.shape)}, due {self.dtype}{self.shape}")
-        return bytes_of(tensor.detach().cpu().contiguous())
+        plain = tensor.detach().cpu().contiguous()
+        if sys.byteorder == "big":
+            plain = plain.clone()
+            plain.untyped_storage().byteswap(plain.dtype)  # type: ignore[no-untyped-call]
+        return bytes_of(plain)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def _save(contents: Contents, path: Path) -> None:
     """With ``torch.save``, which can pickle any object; all tensors are in memory then."""
     import torch
 
-    made = {piece: piece.make() for piece in dict.fromkeys(contents.pieces.values()) if piece.make}
+    made = {piece: piece.make().clone() for piece in dict.fromkeys(contents.pieces.values()) if piece.make}
     values: OrderedDict[str, Any] = OrderedDict((k, made[p]) for k, p in contents.pieces.items())
     values.update(contents.objects)
     values._metadata = OrderedDict(contents.versions)  # type: ignore[attr-defined]

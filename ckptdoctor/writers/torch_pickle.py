@@ -44,13 +44,24 @@ class _Pickle:
 
     def tensor(self, entry: Entry, itemsize: int) -> None:
         _, dtype, shape, storage, nbytes = entry
+        known = self._tensors.get((dtype, shape))
+        if known is None:
+            head, tail = self._around(dtype, shape, nbytes, itemsize)
+            # The first one defines what the later ones refer to.
+            known = self._tensors[dtype, shape] = self._around(dtype, shape, nbytes, itemsize)
+        else:
+            head, tail = known
+        self.out += head + _text(storage) + tail
+
+    def _around(self, dtype: str, shape: tuple[int, ...], nbytes: int, itemsize: int) -> tuple[bytes, bytes]:
+        """What comes before and behind the storage's name."""
         typed = STORAGES.get(dtype)
-        rebuild = self.call("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
-        kind = self.call("torch", typed) if typed else self.call("torch.storage", "UntypedStorage")
-        self.out += rebuild + b"((" + self.once(_text("storage")) + kind + _text(storage)
-        self.out += self.once(_text("cpu")) + _int(nbytes // itemsize if typed else nbytes) + b"tQK\x00"
-        self.out += _ints(shape) + _ints(_strides(shape)) + b"\x89" + self.ordered_dict()
-        self.out += (b"" if typed else self.call("torch", dtype)) + b"tR"
+        head = self.call("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
+        head += b"((" + self.once(_text("storage"))
+        head += self.call("torch", typed) if typed else self.call("torch.storage", "UntypedStorage")
+        tail = self.once(_text("cpu")) + _int(nbytes // itemsize if typed else nbytes) + b"tQK\x00"
+        tail += _ints(shape) + _ints(_strides(shape)) + b"\x89" + self.ordered_dict()
+        return head, tail + (b"" if typed else self.call("torch", dtype)) + b"tR"
 
 
 def state_dict_pickle(

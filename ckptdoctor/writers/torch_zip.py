@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ckptdoctor.formats.checksum import crc32
 from ckptdoctor.writers.pieces import Piece
@@ -24,21 +24,20 @@ LOCAL = struct.Struct("<4s5H3L2H")
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Record:
     """One member: a piece, or ``data`` at hand."""
 
     name: str
     data: bytes = b""
     piece: Piece | None = None
+    size: int = field(init=False)  # bytes of its content
 
-    @property
-    def size(self) -> int:
-        """Bytes of its content."""
-        return self.piece.nbytes if self.piece is not None else len(self.data)
+    def __post_init__(self) -> None:
+        self.size = self.piece.nbytes if self.piece is not None else len(self.data)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Member:
     """A record at its place."""
 

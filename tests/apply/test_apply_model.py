@@ -273,6 +273,67 @@ def test_tied_weights_with_two_different_copies_are_refused():
     assert model.head.weight is model.embed.weight
 
 
+class Hook(nn.Linear):
+    """Loads as ever, but by code of its own."""
+
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+
+
+class TiedHook(nn.Module):
+    def __init__(self, first):
+        super().__init__()
+        parts = {"embed": nn.Embedding(7, 4), "head": Hook(4, 7, bias=False)}
+        for name in ("head", "embed") if first == "head" else ("embed", "head"):
+            self.add_module(name, parts[name])
+        self.head.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("first", ["head", "embed"])
+@pytest.mark.parametrize("meta", [False, True])
+def test_a_tie_between_a_plain_module_and_one_with_code_of_its_own(first, meta):
+    with torch.device("meta" if meta else "cpu"):
+        model = TiedHook(first)
+    value = torch.randn(7, 4)
+    other = "embed" if first == "head" else "head"
+    plan = identity(model, **{f"{other}.weight": tie(f"{other}.weight", f"{first}.weight")})
+    run(plan, {f"{first}.weight": value}, model)
+    assert model.head.weight is model.embed.weight and torch.equal(model.embed.weight, value)
+    before = picture(model)
+    with pytest.raises(VerifyError):
+        run(plan, {f"{first}.weight": value + 1}, model, fresh=lambda: Source({f"{first}.weight": value}))
+    assert same_picture(before, picture(model))
+
+
+def test_a_reader_of_the_models_own_tensors_may_swap_them():
+    model = nn.ModuleList([nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)])
+    old = [m.weight.detach().clone() for m in model]
+    plan = Plan({"0.weight": load("0.weight", "1.weight"), "1.weight": load("1.weight", "0.weight")})
+    kept = {k: v.clone() for k, v in model.state_dict().items()}
+    run(plan, model.state_dict().__getitem__, model, fresh=lambda: kept.__getitem__)
+    assert torch.equal(model[0].weight, old[1]) and torch.equal(model[1].weight, old[0])
+
+
+def test_only_what_code_of_the_model_may_write_to_is_kept_aside():
+    from ckptdoctor.apply.direct import places_of
+
+    def split(model):
+        found = places_of(model, dict(model.state_dict(keep_vars=True)))
+        return sorted(found.own), sorted(found.direct)
+
+    assert split(small()) == (["1"], ["0.bias", "0.weight", "4.bias", "4.weight"])
+    assert split(Hooked()) == ([""], [])
+    shared = nn.ModuleList([nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 2)])
+    shared[1].weight.data = shared[0].weight.data.t()
+    assert split(shared) == (["0", "1"], ["2.bias", "2.weight"])
+    expanded = nn.ModuleList([nn.Linear(2, 2)])
+    expanded[0].weight = nn.Parameter(torch.ones(1, 2).expand(2, 2))
+    assert split(expanded) == (["0"], [])
+    with torch.inference_mode():
+        frozen = nn.Linear(2, 2)
+    assert split(frozen) == ([""], [])
+
+
 def test_ops_are_run_and_the_model_dtype_wins():
     model = nn.Linear(3, 6).half()
     q, k = torch.randn(3, 3), torch.randn(3, 3)

@@ -10,12 +10,18 @@ from ckptdoctor.casts import CAST_CLASSES, cast_class
 from ckptdoctor.errors import VerifyError
 from ckptdoctor.loading import apply_to_model
 from ckptdoctor.targets.module import snapshot
-from ckptdoctor.verify import classify
+from ckptdoctor.verify import casting, classify
 from tests.apply.fakes import Source, identity, picture, same_picture
 
 f16, f32, f64, bf16 = torch.float16, torch.float32, torch.float64, torch.bfloat16
 i64, i32, u8, b1 = torch.int64, torch.int32, torch.uint8, torch.bool
 NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(autouse=True, params=[1 << 20, 2], ids=["whole", "in parts"])
+def block(request, monkeypatch):
+    monkeypatch.setattr(casting, "BLOCK", request.param)
+
 
 TABLE = [
     ([1.0, -0.5, NAN, INF], f32, f16, "lossless"),

@@ -273,6 +273,25 @@ def test_a_failure_in_any_shard_leaves_none(tmp_path: Path, ddp: Path, monkeypat
     assert [p.name for p in tmp_path.iterdir()] == ["ddp.pth"]
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_an_interruption_in_the_middle_leaves_nothing(tmp_path, ddp, monkeypatch, threads, suffix) -> None:
+    monkeypatch.setattr(parallel, "WORTHWHILE", 0)
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: threads)
+    net, told = model(), []
+
+    def interrupt(done: int, total: int) -> None:
+        told.append(done)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(stream, "BLOCK", 4096)
+    plan = ckd.plan(net, ddp)
+    with pytest.raises(KeyboardInterrupt):
+        ckd.apply(plan, ddp, model=net, out=tmp_path / f"o{suffix}", progress=interrupt)
+    assert [p.name for p in tmp_path.iterdir()] == ["ddp.pth"]
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("5GB", 5 * 10**9), ("2GiB", 2 << 30), ("1.5 mb", 1_500_000), (77, 77), ("1k", 1000)]
 )

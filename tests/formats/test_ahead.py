@@ -1,0 +1,32 @@
+"""Reading ahead is advice: it changes nothing and complains of nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptdoctor.formats import ahead
+
+
+def test_every_byte_is_asked_for_once(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 1000)
+    asked = []
+    monkeypatch.setattr(ahead, "STEP", 300)
+    monkeypatch.setattr(ahead, "_free", lambda: 1 << 20)
+    monkeypatch.setattr(ahead.os, "posix_fadvise", lambda fd, at, count, how: asked.append((at, count)))
+    thread = ahead.read_ahead([str(tmp_path / "a")])
+    assert thread is not None
+    thread.join()
+    assert asked == [(0, 300), (300, 300), (600, 300), (900, 100)]
+
+
+def test_no_more_than_a_part_of_the_free_memory(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 1000)
+    asked = []
+    monkeypatch.setattr(ahead, "_free", lambda: 1000)
+    monkeypatch.setattr(ahead.os, "posix_fadvise", lambda fd, at, count, how: asked.append(count))
+    ahead._advise([str(tmp_path / "a"), str(tmp_path / "a")])
+    assert asked == [250]
+
+
+def test_a_file_that_is_not_there_is_no_error(tmp_path: Path) -> None:
+    ahead._advise([str(tmp_path / "nothing")])
