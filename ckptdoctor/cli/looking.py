@@ -86,7 +86,8 @@ def diff(
 def explain(code: str | None, form: str) -> int:
     """Say what a finding means, why it matters and what to do. CODE is CKD101 or wrapper-prefix.
 
-    Or what an op of a plan does (rope, concat ...), or a known crossing (llama-meta). Without CODE: the list of all findings.
+    Or what an op of a plan does (rope, concat ...), or a known crossing (llama-meta). Without CODE: the list
+    of all findings.
     """
     from ckptdoctor.cli.output import show
     from ckptdoctor.reports.explain import explain_page, list_page, rule_dict
