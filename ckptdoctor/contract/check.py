@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckptdoctor.contract import words
-from ckptdoctor.contract.accepts import Accepts, Finding, diagnostics
+from ckptdoctor.contract.accepts import Finding
 from ckptdoctor.contract.artifacts import check_artifacts
-from ckptdoctor.contract.build import Head, build_heads
-from ckptdoctor.contract.files import Files, GitTree, WorkingTree, open_ref
-from ckptdoctor.contract.history import History, Release, read_history, read_releases
-from ckptdoctor.contract.judge import Judgement, Terms, judge
-from ckptdoctor.contract.migration import HEAD_FILE, Migration, meaning, text_digest
-from ckptdoctor.contract.propose import propose
-from ckptdoctor.contract.report import CheckReport, Direction, Proposal, Row, Verdict
-from ckptdoctor.contract.units import Project, Unit, open_project, units_of
-from ckptdoctor.decisions import Decision
+from ckptdoctor.contract.build import Head
+from ckptdoctor.contract.files import GitTree
+from ckptdoctor.contract.history import read_history, read_releases
+from ckptdoctor.contract.migration import HEAD_FILE, text_digest
+from ckptdoctor.contract.releases import check_releases
+from ckptdoctor.contract.report import CheckReport
+from ckptdoctor.contract.units import Unit, units_of
+from ckptdoctor.contract.work import Work, open_work
 from ckptdoctor.errors import CkptDoctorError, SettingsError
-from ckptdoctor.keys import natural_key, printable
-from ckptdoctor.keys.names import NaturalKey
-from ckptdoctor.plan import Plan
 from ckptdoctor.settings.model import parse_settings
 from ckptdoctor.targets.treefile import TreeFileError, read_tree, write_tree
 from ckptdoctor.trees import ParamTree
@@ -42,115 +37,6 @@ def check_project(
     for step in STEPS:
         step(work)
     return work.report()
-
-
-@dataclass
-class Work:
-    """One run: what is known so far, and what was found."""
-
-    project: Project
-    units: tuple[Unit, ...]
-    heads: Sequence[Head]
-    files: Files
-    accepts: Accepts
-    base: GitTree | None = None
-    build: bool = True
-    whole: bool = True  # every unit of the project is looked at
-    decisions: tuple[Decision, ...] = ()
-    histories: dict[str, History] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    made: list[tuple[Proposal, Migration]] = field(default_factory=list)
-    places: words.Places = field(default_factory=words.Places)
-    artifacts: int = 0
-    notes: list[str] = field(default_factory=list)
-    judged: dict[tuple[str, ...], Judgement] = field(default_factory=dict)
-
-    def report(self) -> CheckReport:
-        """The result."""
-        found = [f.diagnostic for f in self.findings]
-        return CheckReport(
-            rows=tuple(sorted(self.rows, key=self._order)),
-            diagnostics=tuple(diagnostics([Finding(d) for d in found])),
-            problems=tuple(self.problems),
-            models={h.unit.name: h.how for h in self.heads if h.tree is not None},
-            proposals=tuple(p for p, _ in self.made),
-            artifacts=self.artifacts,
-            notes=tuple(self.notes),
-        )
-
-    def _order(self, row: Row) -> tuple[int, str, NaturalKey]:
-        names = [h.unit.name for h in self.heads]
-        return names.index(row.unit), row.direction, natural_key(row.release)
-
-    def find(self, diagnostic: object, unit: str = "", release: str = "") -> Finding:
-        """Add a finding, less what is accepted."""
-        found = Finding(diagnostic, unit, release)  # type: ignore[arg-type]
-        self.accepts.apply(found)
-        self.findings.append(found)
-        return found
-
-    def terms(self, unit: Unit) -> Terms:
-        """What has to hold for this unit."""
-        return Terms(unit.level, self.project.settings.consumers)
-
-    def compare(self, source: ParamTree, target: ParamTree, unit: Unit, file: str, label: str) -> Judgement:
-        """`judge`, once for each pair of trees."""
-        key = (unit.name, source.digest, target.digest, *source.extra, "|", *target.extra)
-        if key not in self.judged:
-            self.judged[key] = judge(
-                source, target, self.terms(unit), file=file, label=label, decisions=self.decisions
-            )
-        return self.judged[key]
-
-
-def open_work(
-    folder: Path,
-    *,
-    against: str | None = None,
-    build: bool = True,
-    model: str | None = None,
-    today: datetime.date | None = None,
-    given: Sequence[Head] = (),
-    decisions: Sequence[Decision] = (),
-) -> Work:
-    """Settings, trees of HEAD, and the commit to compare with. Raises when nothing can be checked."""
-    project = open_project(folder)
-    units = project.choose(model)
-    files = WorkingTree(project.root)
-    accepts = Accepts(project, today or datetime.datetime.now(datetime.UTC).date())
-    base = open_ref(project.root, against) if against is not None else None
-    if given:
-        heads: Sequence[Head] = given
-        units = tuple(h.unit for h in given)
-    elif build:
-        heads = build_heads(project, units)
-    else:
-        heads = [_locked(files, unit) for unit in units]
-    whole = units == project.units
-    heads = [_declared(head, project) for head in heads]
-    return Work(project, units, heads, files, accepts, base, build, whole, tuple(decisions))
-
-
-def _locked(files: Files, unit: Unit) -> Head:
-    try:
-        text = files.read(unit.lock)
-        if text is None:
-            return Head(
-                unit, None, problem=f"{unit.name}: {unit.lock} is not there; {words.command('lock', unit)}"
-            )
-        return Head(unit, read_tree(text, unit.lock), "lock")
-    except CkptDoctorError as error:
-        return Head(unit, None, problem=str(error))
-
-
-def _declared(head: Head, project: Project) -> Head:
-    """With the old names that the settings declare; those of the model itself go before them."""
-    if head.tree is None:
-        return head
-    renamed = {**project.settings.renamed_from, **head.tree.renamed}
-    return replace(head, tree=replace(head.tree, renamed=renamed))
 
 
 def check_locks(work: Work) -> None:
@@ -210,20 +96,15 @@ def check_base(work: Work) -> None:
             _check_migrations(work, work.base, unit)
             _check_releases(work, work.base, unit)
         except CkptDoctorError as error:
-            _unreadable(work, error)
+            work.unreadable(error)
 
 
 def _units_at(work: Work, base: GitTree) -> tuple[Unit, ...]:
     try:
         return units_of(parse_settings(base.read("pyproject.toml") or "", f"pyproject.toml at {base.short}"))
     except SettingsError as error:
-        _unreadable(work, error)
+        work.unreadable(error)
         return work.project.units
-
-
-def _unreadable(work: Work, error: CkptDoctorError) -> None:
-    # That the other commit is broken is nothing that this one could mend.
-    work.notes.append(f"not compared with: {error}")
 
 
 def _check_migrations(work: Work, base: GitTree, unit: Unit) -> None:
@@ -252,120 +133,6 @@ def _check_releases(work: Work, base: GitTree, unit: Unit) -> None:
             continue
         place = before.file if text is not None else "pyproject.toml"
         work.find(words.dropped(unit, before.version, base.ref, what, place), unit.name, before.version)
-
-
-def check_releases(work: Work) -> None:
-    """Step 3 and 4: every supported release, through its migrations, against HEAD's model, and back."""
-    for head in work.heads:
-        if head.tree is None:
-            continue
-        try:
-            releases = read_releases(work.files, head.unit)
-        except CkptDoctorError as error:
-            work.problems.append(str(error))
-            continue
-        unreleased = _unreleased(work, head.unit, releases)
-        for release in (*releases, *unreleased):
-            work.places.add(release.file, release.text)
-        if head.unit.compatibility in ("backward", "full"):
-            _backward(work, head.unit, head.tree, (*releases, *unreleased))
-        if head.unit.compatibility in ("forward", "full"):
-            for release in releases:
-                _forward(work, head.unit, head.tree, release)
-    if not work.build and not work.rows and not work.problems:
-        work.problems.append("nothing was compared: the code was not built, and there is no release")
-
-
-def _unreleased(work: Work, unit: Unit, releases: Sequence[Release]) -> list[Release]:
-    """The model of the other commit: people train with the main branch, too."""
-    if work.base is None or not work.project.settings.unreleased:
-        return []
-    try:
-        text = work.base.read(unit.lock)
-        tree = read_tree(text, f"{unit.lock} at {work.base.short}") if text is not None else None
-    except CkptDoctorError as error:
-        _unreadable(work, error)
-        return []
-    if text is None or tree is None:
-        return []
-    if any(r.tree.digest == tree.digest for r in releases):
-        return []
-    return [Release(printable(work.base.short), unit.lock, text, tree)]
-
-
-def _backward(work: Work, unit: Unit, tree: ParamTree, releases: Sequence[Release]) -> None:
-    wanted: dict[str, tuple[Plan, ParamTree, ParamTree]] = {}
-    waiting: dict[str, list[Release]] = {}
-    missing: dict[str, Judgement] = {}
-    for release in releases:
-        path, end, found = _through(work, unit, tree, release)
-        if found.outcome == "compatible":
-            verdict: Verdict = "migratable" if path else "compatible"
-            _row(work, unit, release, "backward", verdict, ", then ".join(m.name for m in path))
-        elif found.outcome == "tolerated":
-            place = work.places.of(found.open, unit.lock, release.file)
-            work.find(words.tolerated(unit, release, found, place), unit.name, release.version)
-            _row(work, unit, release, "backward", "compatible", "what differs is ignored by every consumer")
-        elif found.outcome == "repairable" and found.plan is not None:
-            wanted.setdefault(end.digest, (found.plan, end, tree))
-            missing[end.digest] = found
-            waiting.setdefault(end.digest, []).append(release)
-        else:
-            place = work.places.of(found.open, unit.lock, release.file)
-            made = work.find(words.breaking(unit, release, found, place), unit.name, release.version)
-            what = found.findings[0].title if found.findings else words.key_words(found.open)
-            _row(work, unit, release, "backward", "accepted" if made.accepted else "breaking", what)
-    made_now = propose(unit, work.histories[unit.name], list(wanted.values()))
-    work.made += made_now
-    paths = dict(zip(wanted, (p.path for p, _ in made_now), strict=True))
-    for digest, waits in waiting.items():
-        _missing(work, unit, waits, missing[digest], paths[digest])
-
-
-def _missing(work: Work, unit: Unit, releases: Sequence[Release], found: Judgement, path: str) -> None:
-    """One finding for all releases that the same migration serves."""
-    assert found.plan is not None  # repairable
-    keys = [k for d in found.findings for k in d.keys]
-    place = work.places.of(keys, unit.lock, releases[0].file)
-    work.find(words.missing_migration(unit, releases, found, path, place), unit.name)
-    for release in releases:
-        _row(work, unit, release, "backward", "migration missing", words.summary(found.plan))
-
-
-def _through(
-    work: Work, unit: Unit, tree: ParamTree, release: Release
-) -> tuple[Sequence[Migration], ParamTree, Judgement]:
-    """Where the release's checkpoint ends, and how that fits; without a migration if it needs none."""
-    file, label = release.file, unit.model.entry
-    path, end = work.histories[unit.name].follow(release.tree)
-    found = work.compare(end, tree, unit, file, label)
-    if path and found.outcome == "compatible" and not meaning(path):
-        return (), release.tree, found
-    if path and found.outcome != "compatible":
-        plain = work.compare(release.tree, tree, unit, file, label)
-        if plain.outcome == "compatible":
-            return (), release.tree, plain
-    return path, end, found
-
-
-def _forward(work: Work, unit: Unit, tree: ParamTree, release: Release) -> None:
-    found = work.compare(tree, release.tree, unit, unit.lock, release.file)
-    if found.outcome in ("compatible", "tolerated"):
-        if found.outcome == "tolerated":
-            place = work.places.of(found.open, release.file)
-            work.find(words.tolerated(unit, release, found, place), unit.name, release.version)
-        _row(work, unit, release, "forward", "compatible", "")
-        return
-    keys = found.open or tuple(k for d in found.findings for k in d.keys)
-    place = work.places.of(keys, unit.lock, release.file)
-    diagnostic = words.breaking(unit, release, replace(found, open=keys), place, "CKD711")
-    made = work.find(diagnostic, unit.name, release.version)
-    what = found.findings[0].title if found.findings else words.key_words(keys)
-    _row(work, unit, release, "forward", "accepted" if made.accepted else "breaking", what)
-
-
-def _row(work: Work, unit: Unit, release: Release, direction: Direction, verdict: Verdict, what: str) -> None:
-    work.rows.append(Row(unit.name, printable(release.version), direction, verdict, what))
 
 
 def check_files(work: Work) -> None:

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptdoctor.contract.build import build_heads
-from ckptdoctor.contract.check import check_histories, check_locks, check_releases, open_work
+from ckptdoctor.contract.check import check_histories, check_locks
 from ckptdoctor.contract.files import WorkingTree
 from ckptdoctor.contract.migration import HEAD_FILE, head_text
 from ckptdoctor.contract.propose import write_proposals, write_text
+from ckptdoctor.contract.releases import check_releases
 from ckptdoctor.contract.report import CheckReport
 from ckptdoctor.contract.units import Project, Unit, open_project
+from ckptdoctor.contract.work import open_work
 from ckptdoctor.decisions import Decision
 from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.errors import CkptDoctorError, ContractError, TargetError
