@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.trees import ParamTree, TensorSpec
@@ -24,8 +24,7 @@ Format = Literal[
 Stamp = tuple[int, int]  # bytes of a file, and when it was last written (ns)
 
 
-@dataclass(frozen=True, slots=True)
-class StorageRef:
+class StorageRef(NamedTuple):
     """Where the bytes of one storage are.
 
     ``offset`` and ``nbytes`` count bytes in ``file``; ``device`` is the location tag as saved
@@ -45,7 +44,7 @@ class StorageRef:
     compressed_bytes: int = 0
     byteorder: str = "little"
     member: str = ""  # the zip member's name, for messages
-    inline: bytes | None = field(default=None, repr=False)
+    inline: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
