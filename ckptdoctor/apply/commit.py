@@ -74,12 +74,10 @@ def commit(pending: Pending, *, compare: bool, unchanged: Callable[[], None]) ->
 
 def _copied(pending: Pending, compare: bool) -> list[str]:
     """Copies all; the keys whose tensors do not hold their values then."""
-    import torch
-
     differing = []
-    with torch.no_grad():
-        for key, tensor in pending.tensors.items():
-            tensor.copy_(pending.values[key])
-            if compare and not same_bits(tensor.detach(), pending.cast(key)):
-                differing.append(key)
+    for key, tensor in pending.tensors.items():
+        memory = tensor.detach()  # the same memory without autograd, whose modes are then left alone
+        memory.copy_(pending.values[key])
+        if compare and not same_bits(memory, pending.cast(key)):
+            differing.append(key)
     return differing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.facts import Fact
@@ -28,8 +28,7 @@ Format = Literal[
 Stamp = tuple[int, int]  # bytes of a file, and when it was last written (ns)
 
 
-@dataclass(frozen=True, slots=True)
-class StorageRef:
+class StorageRef(NamedTuple):
     """Where the bytes of one storage are.
 
     ``offset`` and ``nbytes`` count bytes in ``file``; ``device`` is the location tag as saved
@@ -49,7 +48,7 @@ class StorageRef:
     compressed_bytes: int = 0
     byteorder: str = "little"
     member: str = ""  # the zip member's name, for messages
-    inline: bytes | None = field(default=None, repr=False)
+    inline: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

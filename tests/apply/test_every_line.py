@@ -79,5 +79,6 @@ def test_nothing_half_done_is_ever_left(make):
         ended.append("untouched" if same_picture(before, picture(model)) else "loaded")
         if ended[-1] == "loaded":
             assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items()), number
+    assert torch.is_grad_enabled(), "nothing of torch's own state is left changed"
     assert ended.count("untouched") > 200, "the bombs went off"
     assert ended == sorted(ended, reverse=True), "once it is committed it stays"
