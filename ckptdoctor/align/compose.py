@@ -72,8 +72,15 @@ def _rests(units: Sequence[Unit]) -> list[Unit]:
 
 
 def _packable(units: Sequence[Unit]) -> bool:
-    inner = {u.leaves["weight"].shape[1:] for u in units if "weight" in u.leaves}
-    return "weight" in _common(units) and len(inner) == 1
+    weights = [u.leaves["weight"] for u in units if "weight" in u.leaves]
+    inner = {(leaf.shape[1:], leaf.ops) for leaf in weights}
+    # Of a square `kernel` nothing says yet whether its rows are inputs or outputs.
+    turned = any(len(leaf.shape) == 2 and not leaf.ops and _is_kernel(leaf) for leaf in weights)
+    return "weight" in _common(units) and len(inner) == 1 and not turned
+
+
+def _is_kernel(leaf: Leaf) -> bool:
+    return leaf.keys[0].replace("/", ".").rpartition(".")[2].startswith("kernel")
 
 
 def _pack(units: Sequence[Unit], pack: str) -> Unit:
@@ -85,7 +92,7 @@ def _pack(units: Sequence[Unit], pack: str) -> Unit:
         shape = parts[0].shape
         total = (sum(leaf.shape[0] for leaf in parts), *shape[1:]) if shape else shape
         sizes = tuple(leaf.shape[0] for leaf in parts if leaf.shape)
-        leaves[role] = Leaf(keys, total, ("concat(0)",), sizes)
+        leaves[role] = Leaf(keys, total, (*(f"each:{op}" for op in parts[0].ops), "concat(0)"), sizes)
     path = f"{first.path.rpartition('.')[0]}.{pack}".lstrip(".")
     return Unit(first.index, path, leaves, name_of(path), parts=tuple(units)).seal()
 

@@ -115,7 +115,7 @@ def _role_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> tuple
         if skip_u == skip_v:
             reasons.append("both are the shortcut")
     slot_u, slot_v = a.slots.get(u.index), b.slots.get(v.index)
-    if slot_u and slot_v and slot_u[-1] == slot_v[-1]:
+    if slot_u and slot_v and slot_u.partition(" ")[2] == slot_v.partition(" ")[2]:
         if slot_u != slot_v:
             return total - SLOT, against
         total += SLOT

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ckptdoctor.align.evidence import EXCLUDED, MARGIN, Score, score
 from ckptdoctor.align.reporter import Reporter
-from ckptdoctor.align.sides import Side, followed, prepare
+from ckptdoctor.align.sides import Side, followed, followed_in_file, prepare
 from ckptdoctor.align.solve import Solution, solve
 from ckptdoctor.align.template import Templates, compress
 from ckptdoctor.align.units import Unit
@@ -170,7 +170,9 @@ def _force(matching: Matching, a: Side, b: Side, edges: dict[tuple[int, int], Sc
     # Roles that exclude each other (q and k) are no pair, however few are left.
     forced = {t: s for t, s in forced.items() if edges[s, t].positive - edges[s, t].total < EXCLUDED}
     resized = _resized(free_s.values(), free_t.values())
-    complete = len(forced) + resized == len(free_t) == len(free_s)
+    complete = len(forced) + resized == len(free_t) == len(free_s) or (
+        not resized and _counts(by_shape_s) == _counts(by_shape_t)
+    )
     for t, s in forced.items():
         if complete or edges[s, t].total >= SOME:
             matching.certain[t] = s
@@ -197,6 +199,11 @@ def _by_exact(units: Iterable[Unit]) -> dict[object, list[int]]:
     for unit in units:
         found[unit.exact].append(unit.index)
     return found
+
+
+def _counts(by_shape: dict[object, list[int]]) -> dict[object, int]:
+    """How many units of each shape: equal on both sides where every one has its partner."""
+    return {shape: len(found) for shape, found in by_shape.items()}
 
 
 def _edges(a: Side, b: Side) -> dict[tuple[int, int], Score]:
@@ -236,9 +243,9 @@ def _with_neighbours(
         for (s, t), value in scores.items():
             shared = _shared(kin_a[parents_a[s]] - {s}, kin_b[parents_b[t]] - {t}, anchors)
             boosted[s, t] = max(boosted[s, t], value + NEIGHBOUR * shared)
-    hosts_t = followed(b)
+    hosts_s, hosts_t = followed_in_file(a), followed(b)
     for s, t in scores:
-        host_s, host_t = a.hosts.get(s), hosts_t.get(t)
+        host_s, host_t = hosts_s.get(s), hosts_t.get(t)
         if host_s is not None and host_t is not None and anchors.get(host_s) == host_t:
             boosted[s, t] += HOST
     return boosted

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 
+# `3x3` is the size of a kernel: a word, and no number that counts. The last row: any other script.
 _WORDS = re.compile(
-    r"\d+|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[^\W\d_a-zA-Z]+"
-)  # the last: any other script
+    r"\d+x\d+|\d+|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+"
+    r"|[^\W\d_a-zA-Z]+"
+)
 _DIMENSIONED = re.compile(r"(conv|norm|bn|pool|drop|dropout|batchnorm|instancenorm)([123])d", re.I)
 
 _LETTERS = tuple("abcdef")

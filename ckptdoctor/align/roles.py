@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import combinations
 
 from ckptdoctor.align.names import Token, concepts_of, exclusive_values, table
 from ckptdoctor.align.units import Unit
@@ -116,10 +117,28 @@ def slots_of(units: Sequence[Unit]) -> dict[int, str]:
             blocks[scope_of(unit)].append(unit)
     found: dict[int, str] = {}
     for members in blocks.values():
-        if len(members) in (2, 3):
-            slots = _block_slots(members)
-            found.update({i: f"{slot} of {len(members)}" for i, slot in slots.items()})
+        own = [u for u in members if len(scope_tail(u)) == 1]
+        counted = own if len(own) in (2, 3) else members  # a norm inside the attention is another thing
+        if len(counted) in (2, 3):
+            found.update(_numbered_slots(counted))
     return found
+
+
+def _numbered_slots(members: Sequence[Unit]) -> dict[int, str]:
+    """Slots with the number of norms that they are counted among; of three a pair may stand apart."""
+    slots = _block_slots(members)
+    if not slots and len(members) == 3:
+        pair = next((p for p in combinations(members, 2) if _pair_alone(p, members)), ())
+        return {i: f"{slot} of 2 in 3" for i, slot in _block_slots(pair).items()} if pair else {}
+    if len(members) == 3 and set(slots.values()) == {"first", "last"}:
+        return {i: f"{slot} of 2 in 3" for i, slot in slots.items()}
+    return {i: f"{slot} of {len(members)}" for i, slot in slots.items()}
+
+
+def _pair_alone(pair: Sequence[Unit], members: Sequence[Unit]) -> bool:
+    """Whether these two are numbered alike and the third is not."""
+    skeletons = [u.name.skeleton for u in members]
+    return all(_ends_in_number(u) and skeletons.count(u.name.skeleton) == 2 for u in pair)
 
 
 def _block_slots(members: Sequence[Unit]) -> dict[int, str]:

@@ -6,8 +6,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 
-from ckptdoctor.align.names import Name, Token, leaf_role, name_of
+from ckptdoctor.align.names import Name, Token, exclusive_values, leaf_role, name_of
 from ckptdoctor.trees import TensorSpec
 
 Shape = tuple[int, ...]
@@ -25,6 +26,7 @@ _SPECIAL = [
 _SUFFIXED = re.compile(r"^(.*[^.])[_.](weight|bias)$")
 _PAIRED = {"gamma": ("beta", "weight"), "beta": ("gamma", "bias"), "scale": ("bias", "weight")}
 OPTIONAL_ROLES = frozenset({"num_batches_tracked"})
+_HEADED = ("q", "k", "v")  # parts of an attention whose output has heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ def split_key(key: str, siblings: Iterable[str]) -> tuple[str, str, bool]:
         return path, role_name, False
     if leaf in _PAIRED and path:
         partner, role_name = _PAIRED[leaf]
-        if partner in siblings and "weight" not in siblings:
+        alone = role_name == "weight" and "norm" in name_of(path).concepts[-1]  # a norm without a bias
+        if (partner in siblings or alone) and "weight" not in siblings:
             return path, role_name, False
     m = _SUFFIXED.match(key)
     if m and not leaf.startswith(("weight", "bias")):
@@ -118,10 +121,20 @@ def split_key(key: str, siblings: Iterable[str]) -> tuple[str, str, bool]:
 CHANNELS_LAST = {3: (2, 1, 0), 4: (3, 2, 0, 1), 5: (4, 3, 0, 1, 2)}
 
 
-def leaf_of(key: str, shape: Shape) -> Leaf:
-    """The tensor as torch would store it: a convolution called `kernel` is kept channels-last."""
+def leaf_of(key: str, shape: Shape, part: Token | None = None, role: str = "weight") -> Leaf:
+    """The tensor as torch would store it: a convolution called `kernel` is kept channels-last.
+
+    The kernel of an attention's ``part`` with an axis of its own for the heads is a matrix: (in, heads,
+    size) for q, k and v, (heads, size, out) for the output (flax.linen.DenseGeneral).
+    """
+    kernel = re.search(r"(^|[./])kernel(:0)?$", key)
+    if role == "bias" and len(shape) == 2 and part in _HEADED:
+        return Leaf((key,), (prod(shape),), (f"reshape({prod(shape)})",))
+    if kernel and len(shape) == 3 and part in (*_HEADED, "o"):
+        flat = (prod(shape[:2]), shape[2]) if part == "o" else (shape[0], prod(shape[1:]))
+        return Leaf((key,), flat[::-1], (f"reshape({flat[0]},{flat[1]})", "transpose(0,1)"))
     order = CHANNELS_LAST.get(len(shape))
-    if order is None or not re.search(r"(^|[./])kernel(:0)?$", key):
+    if order is None or not kernel:
         return Leaf((key,), shape)
     return Leaf((key,), tuple(shape[i] for i in order), (f"permute({','.join(map(str, order))})",))
 
@@ -148,8 +161,17 @@ def build_units(specs: Mapping[str, TensorSpec], modules: Mapping[str, str] | No
                 path, role, bare = text, "weight", True
             cls = (modules or {}).get(path, "")
             unit = units.setdefault((path, bare), Unit(len(units), path, {}, name_of(path), bare, cls))
-        unit.leaves[role] = leaf_of(key, specs[key].shape)
+        unit.leaves[role] = leaf_of(key, specs[key].shape, _attention_part(unit.name), role)
     return [unit.seal() for unit in _merged(list(units.values()))]
+
+
+def _attention_part(name: Name) -> Token | None:
+    """`q`, `k`, `v` or `o` as far as the name says so."""
+    last = name.concepts[-1] if name.concepts else ()
+    if last == ("out",) and len(name.concepts) > 1 and "attn" in name.concepts[-2]:
+        return "o"
+    part = exclusive_values(name).get("part")
+    return part if part in last else None
 
 
 def _merged(units: list[Unit]) -> list[Unit]:
