@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 from ckptdoctor.align import facts
 from ckptdoctor.align.chosen import is_declared
 from ckptdoctor.align.model import Choice, Match, Question
+from ckptdoctor.align.names import Token, concepts_of
 from ckptdoctor.align.units import Unit
 from ckptdoctor.wrappers import strip_key
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
+
+
+Head = tuple[Token, ...]  # what stands before the number of a list
 
 
 def take_back(
@@ -90,7 +94,7 @@ def backwards(state: State) -> None:
     """
     sources = {u.index: u for u in state.sources}
     targets = {u.index: u for u in state.targets}
-    lists: dict[tuple[object, object], dict[int, tuple[int, list[tuple[Unit, Unit]]]]] = defaultdict(dict)
+    lists: dict[tuple[Head, Head], dict[int, tuple[int, list[tuple[Unit, Unit]]]]] = defaultdict(dict)
     for t, s in state.matching.certain.items():
         u, v = sources[s], targets[t]
         i, j = _first_number(u), _first_number(v)
@@ -105,12 +109,44 @@ def backwards(state: State) -> None:
             here[-1] = (0, [])  # several levels in one: not a list of blocks
             continue
         here.setdefault(number, (other, []))[1].append((u, v))
-    keys: list[str] = []
-    for blocks in lists.values():
-        if -1 not in blocks and _falls(blocks):
-            keys += _equal_shaped(state, [p for _, pairs in blocks.values() for p in pairs])
-    if keys:
-        take_back(state, keys, "the two sides number these blocks in opposite directions")
+    against: list[str] = []
+    unknown: list[str] = []
+    for (head, other_head), blocks in lists.items():
+        if -1 in blocks:
+            continue
+        pairs = [p for _, found in blocks.values() for p in found]
+        if _falls(blocks):
+            against += _equal_shaped(state, pairs)
+        elif _strangers(head, other_head) and _based_apart(blocks) and not _direction(pairs):
+            unknown += _equal_shaped(state, pairs)
+    take_back(state, against, "the two sides number these blocks in opposite directions")
+    take_back(state, unknown, "nothing shows that the two sides number these blocks in the same direction")
+
+
+def _strangers(head: tuple[Token, ...], other: tuple[Token, ...]) -> bool:
+    """Whether what two lists are called has no word in common, so that only their numbers agree."""
+    mine, theirs = ({t for t in concepts_of(h) if isinstance(t, str)} for h in (head, other))
+    return bool(mine and theirs) and not mine & theirs
+
+
+def _based_apart(blocks: dict[int, tuple[int, list[tuple[Unit, Unit]]]]) -> bool:
+    """Whether one side counts by attribute names (`refinenet1`) and from another number than the other.
+
+    The indices of a list are the order in which its blocks run; names may count from either end.
+    """
+    first = min(blocks)
+    other, ((u, v), *_) = blocks[first]
+    words = any(str(n) not in x.path.split(".") for n, x in ((first, u), (other, v)))
+    return words and first != other
+
+
+def _direction(pairs: list[tuple[Unit, Unit]]) -> bool:
+    """Whether two blocks at least are unlike all others in what they hold: they show which way it goes."""
+    blocks: dict[object, Counter[object]] = defaultdict(Counter)
+    for u, _ in pairs:
+        blocks[u.name.flat[: (_first_number(u) or 0) + 1]][u.exact] += 1
+    kinds = Counter(frozenset(held.items()) for held in blocks.values())
+    return sum(n == 1 for n in kinds.values()) > 1
 
 
 def _first_number(unit: Unit) -> int | None:

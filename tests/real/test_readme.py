@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "docs/plan.md", "docs/api.md", "docs/training.md"]
+DOCUMENTS = ["README.md", "docs/plan.md", "docs/api.md", "docs/training.md", "docs/trust.md"]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 # What the reader of the README is about to run.
 LOAD = """import torch
