@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ckptdoctor.align.evidence import EXCLUDED, MARGIN, Score, score
 from ckptdoctor.align.reporter import Reporter
-from ckptdoctor.align.sides import Side, followed, followed_in_file, prepare
+from ckptdoctor.align.sides import Side, followed, prepare
 from ckptdoctor.align.solve import Solution, solve
 from ckptdoctor.align.template import Templates, compress
 from ckptdoctor.align.units import Unit
@@ -243,9 +243,9 @@ def _with_neighbours(
         for (s, t), value in scores.items():
             shared = _shared(kin_a[parents_a[s]] - {s}, kin_b[parents_b[t]] - {t}, anchors)
             boosted[s, t] = max(boosted[s, t], value + NEIGHBOUR * shared)
-    hosts_s, hosts_t = followed_in_file(a), followed(b)
+    hosts_t = followed(b)
     for s, t in scores:
-        host_s, host_t = hosts_s.get(s), hosts_t.get(t)
+        host_s, host_t = a.hosts.get(s), hosts_t.get(t)
         if host_s is not None and host_t is not None and anchors.get(host_s) == host_t:
             boosted[s, t] += HOST
     return boosted

@@ -69,8 +69,7 @@ def _hosts(side: Side) -> dict[int, int]:
 
 def followed(side: Side) -> dict[int, int]:
     """The same by registration order, in blocks where every batch norm directly follows a convolution
-    of its width. A model's own order says that. A file's order may be any: it says so only where all
-    batch norms and all numbers in their names agree with it.
+    of its width. Only a model's own order says that; a file's may be any.
     """
     found = dict(side.hosts)
     blind: set[str] = set()
@@ -85,29 +84,10 @@ def followed(side: Side) -> dict[int, int]:
     return {i: host for i, host in found.items() if i in side.hosts or scopes[i] not in blind}
 
 
-def followed_in_file(side: Side) -> dict[int, int]:
-    """`followed` for a checkpoint: every batch norm of the file or none."""
-    norms = [u for u in side.units if "running_mean" in u.leaves]
-    hosts = followed(side) if side.ordered else {}
-    if not hosts or len(hosts) < len(norms) or not _rising(norms):
-        return side.hosts
-    return hosts if len(set(hosts.values())) == len(hosts) else side.hosts
-
-
 def _feeds(before: Unit, norm: Unit) -> bool:
     weight = before.leaves.get("weight")
     width = norm.leaves["running_mean"].shape[0]
     return weight is not None and bool(weight.shape[1:]) and width in weight.shape[:2]
-
-
-def _rising(units: Sequence[Unit]) -> bool:
-    """Whether numbers in names of one kind only rise in the order of the file."""
-    last: dict[str, tuple[int, ...]] = {}
-    for unit in units:
-        if last.get(unit.name.skeleton, ()) >= unit.name.numbers and unit.name.numbers:
-            return False
-        last[unit.name.skeleton] = unit.name.numbers
-    return True
 
 
 def _bag(unit: Unit) -> dict[Token, float]:
