@@ -162,7 +162,8 @@ def _ordinal_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str], words
         reasons.append("same numbers, one level more")
         return RANK + max(local, 0.0)
     fam_u, fam_v = a.family[u.index], b.family[v.index]
-    if fam_u == fam_v and fam_u[1] > 1 and ranks_u and ranks_v and _ends(u) == _ends(v):
+    like = _ends(u) == _ends(v) or a.varying[u.index] == b.varying[v.index]
+    if fam_u == fam_v and fam_u[1] > 1 and ranks_u and ranks_v and like:
         reasons.append(f"number {fam_u[0] + 1} of {fam_u[1]} alike")
         return RANK + local
     common = _common_ranks(ranks_u, ranks_v)

@@ -28,6 +28,7 @@ class Side:
     ranks: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     numbered: dict[tuple[Token, ...], frozenset[int]] = field(default_factory=dict)  # indices at a place
     family: dict[int, tuple[int, int]] = field(default_factory=dict)  # rank in, size of (skeleton, class)
+    varying: dict[int, frozenset[int]] = field(default_factory=dict)  # which numbers tell a family apart
     order_rank: dict[int, tuple[int, int]] = field(default_factory=dict)  # k-th of its class
     hosts: dict[int, int] = field(default_factory=dict)  # batch norm -> the convolution that it follows
     scopes: dict[int, list[int]] = field(default_factory=dict)  # structure hashes of the ancestors
@@ -153,6 +154,9 @@ def _families(side: Side) -> None:
         classes[unit.key].append(unit)
     for members in families.values():
         ranked = sorted(members, key=lambda u: u.name.numbers)
+        columns = zip(*(u.name.numbers for u in ranked), strict=False)
+        varying = frozenset(i for i, column in enumerate(columns) if len(set(column)) > 1)
+        side.varying.update((u.index, varying) for u in ranked)
         for rank, unit in enumerate(ranked):
             side.family[unit.index] = (rank, len(members))
     for members in classes.values():
