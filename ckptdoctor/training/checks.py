@@ -215,6 +215,7 @@ def optimizer_findings(
         )
     in_python = tuple(replace(d, helps=tuple(_in_python(h) for h in d.helps)) for d in _once(found))
     words = f"the optimizer state of {carried} parameters follows the plan, {how}" if carried else ""
+    words = words or (f"the saved optimizer: {how}" if how else "")
     return replace(diagnosis, diagnostics=(*diagnosis.diagnostics, *in_python)), words
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +34,17 @@ class OptimizerWork:
         with Stager(self.carry, self.sides) as stager:
             return {"state": dict(self._states(stager)), "param_groups": self._groups(stager)}
 
-    def _states(self, stager: Stager) -> list[tuple[int, State]]:
+    def _states(self, stager: Stager) -> Iterator[tuple[int, State]]:
         params = params_of(self.optimizer)
         carried = [c for group in self.carry.params for c in group]
         saved = self.carry.saved
         if saved.flat and not self.carry.dropped:
-            there = bool(saved.params and saved.params[0].slots)
-            return [(0, stager.flat(list(zip(carried, params, strict=True))))] if there else []
-        return [
-            (i, stager.state(c, p)) for i, (c, p) in enumerate(zip(carried, params, strict=True)) if c.slots
-        ]
+            if saved.params and saved.params[0].slots:
+                yield 0, stager.flat(list(zip(carried, params, strict=True)))
+            return
+        for i, (one, param) in enumerate(zip(carried, params, strict=True)):
+            if one.slots:
+                yield i, stager.state(one, param)
 
     def _groups(self, stager: Stager) -> list[dict[str, Any]]:
         groups, position = [], 0
@@ -67,17 +68,24 @@ class OptimizerWork:
 
     def verify(self) -> None:
         """Read the file again and compare. Raises :class:`VerifyError`."""
-        again = self.stage()
         params = params_of(self.optimizer)
-        for index, param in enumerate(params):
-            want, have = again["state"].get(index, {}), self.optimizer.state.get(param, {})
-            wrong = sorted(set(want) ^ set(have)) or [s for s in want if not _same(want[s], have[s])]
-            if wrong:
-                key = [c for group in self.carry.params for c in group][index].key
-                raise VerifyError(
-                    f"after loading, {some(map(str, wrong))} of `{printable(key)}` in the optimizer is not "
-                    "what the file has; everything is as it was before"
-                )
+        left = {i for i, p in enumerate(params) if self.optimizer.state.get(p)}
+        with Stager(self.carry, self.sides) as stager:
+            for index, want in self._states(stager):
+                left.discard(index)
+                have = self.optimizer.state.get(params[index], {})
+                wrong = sorted(set(want) ^ set(have)) or [s for s in want if not _same(want[s], have[s])]
+                if wrong:
+                    raise self._differs(index, wrong)
+        if left:
+            raise self._differs(min(left), list(self.optimizer.state[params[min(left)]]))
+
+    def _differs(self, index: int, wrong: list[str]) -> VerifyError:
+        key = [c for group in self.carry.params for c in group][index].key
+        return VerifyError(
+            f"after loading, {some(map(str, wrong))} of `{printable(key)}` in the optimizer is not "
+            "what the file has; everything is as it was before"
+        )
 
 
 def _like(own: Any, value: Any) -> Any:

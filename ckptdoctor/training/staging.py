@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ class Stager:
             leaves[str(len(leaves))] = leaf
         assert carry.saved.part.archive is not None  # an optimizer is in a pickled file
         self._reader = leaf_reader(carry.saved.part.archive, leaves)
+        self._storages = Counter(leaf.spec.storage for leaf in leaves.values())
+        self._given: set[int] = set()
 
     def __enter__(self) -> Stager:
         return self
@@ -67,23 +70,37 @@ class Stager:
         """The state of one parameter. Raises :class:`ApplyError`, :class:`UndecidedError` for its steps."""
         made: State = {}
         for slot, kind in carried.slots.items():
-            values = [self.tensors(p.slots[slot]) for p in carried.sources]
+            values = [p.slots[slot] for p in carried.sources]
             if kind == "param":
-                moved = parse_chain(carried.ops).run(values)
-                if tuple(moved.shape) != tuple(param.shape):
-                    raise ApplyError(
-                        f"`{slot}` of `{printable(carried.key)}` would be {list(moved.shape)}, the parameter "
-                        f"is {list(param.shape)}"
-                    )
-                made[slot] = self._placed(moved, carried, param)
+                made[slot] = self._param(slot, values, carried, param)
             else:
-                made[slot] = self._one(slot, values, carried)
+                made[slot] = self._one(slot, [self.tensors(v) for v in values], carried)
         return made
 
-    def _placed(self, moved: Tensor, carried: Carried, param: Tensor) -> Tensor:
+    def _param(self, slot: str, leaves: Sequence[Leaf], carried: Carried, param: Tensor) -> Tensor:
+        moved = parse_chain(carried.ops).run([self._reader(self._names[id(leaf)]) for leaf in leaves])
+        if tuple(moved.shape) != tuple(param.shape):
+            raise ApplyError(
+                f"`{slot}` of `{printable(carried.key)}` would be {list(moved.shape)}, the parameter "
+                f"is {list(param.shape)}"
+            )
+        private = not carried.ops and self._private(leaves[0])
+        return self._placed(moved, carried, param, private)
+
+    def _private(self, leaf: Leaf) -> bool:
+        """Whether what the reader gives of this leaf is nobody else's, so that it need not be copied."""
+        new = id(leaf) not in self._given
+        self._given.add(id(leaf))
+        tight = leaf.spec.storage_bytes == leaf.spec.nbytes and leaf.recipe is None
+        return new and tight and self._storages[leaf.spec.storage] == 1
+
+    def _placed(self, moved: Tensor, carried: Carried, param: Tensor, private: bool) -> Tensor:
         import torch
 
         dtype = _dtype_for(moved.dtype, self._source_dtypes(carried), param.dtype)
+        same = moved.dtype == dtype and moved.device == param.device and moved.stride() == param.stride()
+        if private and same:
+            return moved
         out = torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
         return out.copy_(moved)
 
