@@ -11,6 +11,7 @@ from tests.align.pairs import FIXTURES
 
 GIVEN = read_cases(FIXTURES / "cases")
 HELD_OUT = read_cases(FIXTURES / "cases_extra")
+MORE = [c for half in ("a", "b") for c in read_cases(FIXTURES / "cases_more" / half)]
 
 
 def outcomes(cases: list[Case]) -> dict[str, Outcome]:
@@ -65,3 +66,19 @@ def test_what_is_not_determined_is_asked_or_refused(given):
 
 def test_families_that_nobody_tuned_to_are_never_wrong(held_out):
     assert {n: o.differences for n, o in held_out.items() if o.kind == "wrong"} == {}
+
+
+@pytest.fixture(scope="module")
+def more() -> dict[str, Outcome]:
+    return outcomes(MORE)
+
+
+def test_more_families_are_never_wrong(more):
+    assert len(more) == 225
+    assert {n: o.differences for n, o in more.items() if o.kind == "wrong"} == {}
+
+
+def test_more_families_are_solved_as_often_as_they_were(more):
+    kinds = [o.kind for o in more.values()]
+    assert kinds.count("solved") >= 0.8 * len(kinds)
+    assert set(of_tier(more, "T1", "T2", "T3").values()) == {"solved"}
