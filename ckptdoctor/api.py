@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.decisions import Decision, parse_decisions
-from ckptdoctor.errors import ApplyError, DecisionError, PlanError, StalePlanError
+from ckptdoctor.errors import ApplyError, DecisionError, PlanError
 from ckptdoctor.keys import printable
+from ckptdoctor.running import into_file, into_model
 
 if TYPE_CHECKING:
     import torch
 
     from ckptdoctor.contract import CheckReport
     from ckptdoctor.diagnosis import Diagnosis
-    from ckptdoctor.formats.base import Archive, StateDict
+    from ckptdoctor.formats.base import Archive
     from ckptdoctor.plan import Plan
     from ckptdoctor.receipt import Receipt
     from ckptdoctor.targets import Target
@@ -163,13 +164,13 @@ def apply(
     if out is None:
         if model is None or isinstance(model, str | os.PathLike):
             raise ApplyError("apply() needs a live model to load into, or out= for a file to write")
-        return _into_model(plan, archive, model, device, materialise, verify, probe)
+        return into_model(plan, archive, model, device, materialise, verify, probe)
     asked = plan.target.model if model is None else model
     target = _target(asked, None, kwargs, timeout)
     live = None if isinstance(asked, str | os.PathLike) else getattr(asked, "state_dict", None)
     how: dict[str, Any] = {"verify": verify, "max_shard_size": max_shard_size, "progress": progress}
     how["probe"] = probe
-    return _into_file(plan, archive, target, out, kwargs=kwargs, timeout=timeout, live=live, **how)
+    return into_file(plan, archive, target, out, kwargs=kwargs, timeout=timeout, live=live, **how)
 
 
 def _opened(path: PathLike, decisions: tuple[Decision, ...]) -> tuple[Archive, tuple[Decision, ...]]:
@@ -187,107 +188,6 @@ def _opened(path: PathLike, decisions: tuple[Decision, ...]) -> tuple[Archive, t
 def plan_choice(plan: Plan) -> tuple[Decision, ...]:
     """The state dict that a plan was made for, as a decision."""
     return (Decision("choose", plan.source.state_dict),) if plan.source.state_dict else ()
-
-
-def _chosen(plan: Plan, archive: Archive) -> StateDict:
-    try:
-        return archive[plan.source.state_dict]
-    except KeyError as error:
-        raise StalePlanError(f"{printable(archive.path)}: {error.args[0]}") from None
-
-
-def _into_model(
-    plan: Plan,
-    archive: Archive,
-    model: torch.nn.Module,
-    device: Any,
-    materialise: bool = False,
-    verify: bool = True,
-    probe: Any = None,
-) -> Receipt:
-    from ckptdoctor.formats.tensors import model_reader
-    from ckptdoctor.loading import apply_to_model
-    from ckptdoctor.plan import expand
-    from ckptdoctor.verify.probe import live_probe
-
-    chosen, tree = _chosen(plan, archive), snapshot(model)
-    expansion = expand(plan, chosen.tree, tree)
-    lasting = any(spec.device == "meta" for spec in tree.specs.values())
-    reader = model_reader(archive, chosen, lasting=lasting, private=materialise, check_crc=verify)
-    reader.prepare(source for fill in expansion.fills.values() for source in fill.sources)
-    receipt = apply_to_model(
-        expansion,
-        reader,
-        model,
-        tree,
-        fresh=reader.again,
-        device=device,
-        source_versions=chosen.tree.versions,
-        accept=_accepted(plan),
-        verify=verify,
-        source=archive.path,
-        state_dict=chosen.path,
-        target=type(model).__name__,
-        probe=live_probe(probe, model),
-    )
-    return replace(receipt, warnings=plan.warning)
-
-
-def _into_file(
-    plan: Plan,
-    archive: Archive,
-    target: Target,
-    out: PathLike,
-    *,
-    kwargs: Mapping[str, Any] | None = None,
-    timeout: float = 60,
-    live: Callable[[], Mapping[str, Any]] | None = None,
-    probe: Any = None,
-    max_shard_size: str | int | None = None,
-    **how: Any,
-) -> Receipt:
-    """``live`` gives the state dict of a model at hand; others are built when the plan keeps their values."""
-    from ckptdoctor.formats.tensors import model_reader
-    from ckptdoctor.loading import apply_to_file, needs_model
-    from ckptdoctor.plan import expand
-    from ckptdoctor.verify.probe import file_probe
-    from ckptdoctor.writers import size_of
-
-    if probe is not None and live:
-        raise ApplyError(
-            "with out= a probe needs a model that can be built (model='model.py:name'), because a live one "
-            "is not changed; or load into the live model, without out="
-        )
-    chosen = _chosen(plan, archive)
-    expansion = expand(plan, chosen.tree, target.tree)
-    initial = None
-    if keys := needs_model(expansion, target.tree):
-        from ckptdoctor.targets.values import initial_values
-
-        values = live() if live else initial_values(target.label, keys, kwargs=kwargs, timeout=timeout)
-        initial = values.__getitem__
-    reader = model_reader(archive, chosen, lasting=False, private=False, check_crc=True)
-    receipt = apply_to_file(
-        expansion,
-        reader,
-        out,
-        target.tree,
-        initial=initial,
-        fresh=reader.again,
-        source_versions=chosen.tree.versions,
-        accept=_accepted(plan),
-        max_shard_size=None if max_shard_size is None else size_of(max_shard_size),
-        **how,
-        source=archive.path,
-        state_dict=chosen.path,
-        target=target.label,
-        probe=file_probe(probe, target, kwargs, timeout),
-    )
-    return replace(receipt, warnings=plan.warning)
-
-
-def _accepted(plan: Plan) -> tuple[str, ...]:
-    return tuple(d.value for d in parse_decisions(plan.decision) if d.kind == "accept")
 
 
 def auto_load(
@@ -329,11 +229,11 @@ def auto_load(
         if tuple(decisions):
             raise DecisionError("a plan holds its decisions already; give either plan= or decisions=")
         archive = _opened(path, plan_choice(made))[0]
-        return _into_model(made, archive, model, device, materialise, verify, probe)
+        return into_model(made, archive, model, device, materialise, verify, probe)
     found = diagnose(model, path, decisions=decisions, reporter=reporter)
     found.raise_for_verdict()
     assert found.plan is not None  # raise_for_verdict
-    return _into_model(found.plan, found.archive, model, device, materialise, verify, probe)
+    return into_model(found.plan, found.archive, model, device, materialise, verify, probe)
 
 
 def read_plan(path: PathLike) -> Plan:
@@ -367,7 +267,7 @@ def write_diagnosed(
     diagnosis.raise_for_verdict()
     assert diagnosis.plan is not None  # raise_for_verdict
     made = diagnosis.plan, diagnosis.archive, diagnosis.target
-    return _into_file(*made, out, kwargs=kwargs, timeout=timeout, **how)
+    return into_file(*made, out, kwargs=kwargs, timeout=timeout, **how)
 
 
 def _target(

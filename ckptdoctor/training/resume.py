@@ -13,8 +13,9 @@ from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.errors import ApplyError, CkptDoctorError, UndecidedError
 from ckptdoctor.keys import printable
 from ckptdoctor.training.answers import Answers, split_decisions
-from ckptdoctor.training.average import COUNTERS, resolve
+from ckptdoctor.training.average import resolve
 from ckptdoctor.training.carry import Carry, carry
+from ckptdoctor.training.ema import averaged, for_average, without_counters
 from ckptdoctor.training.findings import finding
 from ckptdoctor.training.groups import hyperparameters
 from ckptdoctor.training.layouts import Role
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from ckptdoctor.plan.expand import Expansion
     from ckptdoctor.receipt import Receipt
     from ckptdoctor.targets import Target
-    from ckptdoctor.trees import ParamTree
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def examined(
 
     target = live_target(module)
     if role == "ema":
-        chosen = for_average(training, _averaged(training, decisions), target.tree)
+        chosen = for_average(training, averaged(training, decisions), target.tree)
         found = _examine(training, target, chosen, reporter)
     else:
         found = _examine(training, target, decisions, reporter)
@@ -196,51 +196,8 @@ def examined(
 
 
 def _examine(training: Training, target: Target, decisions: tuple[Decision, ...], reporter: Any) -> Diagnosis:
-    more = _without_counters(training, decisions, target.tree)
+    more = without_counters(training, decisions, target.tree)
     return examine(training.archive, target, (*decisions, *more), reporter=reporter)
-
-
-def _averaged(training: Training, decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
-    """The decisions, with the choice of the averaged state dict that the layout's table names."""
-    paths = training.paths("ema")
-    if not paths:
-        raise UndecidedError(f"{training.file}: no averaged weights (EMA) found for ema=; leave it out")
-    return (*(d for d in decisions if d.kind != "choose"), Decision("choose", paths[0]))
-
-
-def for_average(
-    training: Training, decisions: tuple[Decision, ...], target: ParamTree
-) -> tuple[Decision, ...]:
-    """Decisions that name the model's keys, under the ``module.`` of AveragedModel where that is there."""
-    paths = [d.value for d in decisions if d.kind == "choose"]
-    trees = [s.tree for s in training.archive.state_dicts if s.path in paths]
-    source = _front(trees[0]) if trees else ""
-    front = _front(target)
-
-    def under(decision: Decision) -> Decision:
-        if decision.kind == "rename":
-            old, _, new = decision.value.partition("=")
-            return Decision("rename", f"{source}{old}={front}{new}")
-        before = {"reinit": front, "drop": source}.get(decision.kind, "")
-        return Decision(decision.kind, before + decision.value)
-
-    return tuple(map(under, decisions))
-
-
-def _without_counters(
-    training: Training, decisions: tuple[Decision, ...], target: ParamTree
-) -> list[Decision]:
-    """An averaged state dict counts its updates in an entry of its own, which is no part of the network."""
-    paths = [d.value for d in decisions if d.kind == "choose" and training.paths("ema")]
-    trees = [s.tree for s in training.archive.state_dicts if s.path in paths]
-    counters = [k for tree in trees for k, spec in tree.specs.items() if k in COUNTERS and spec.numel == 1]
-    return [Decision("drop", k) for k in counters if k not in target]
-
-
-def _front(tree: ParamTree) -> str:
-    """``module.`` where all tensors of the network are under it (beside a count of updates)."""
-    own = [k for k in tree.specs if k not in COUNTERS]
-    return "module." if own and all(k.startswith("module.") for k in own) else ""
 
 
 def optimizer_work(
