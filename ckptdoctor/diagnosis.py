@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # version of to_dict()
 
-# Formats of which plain torch.load (or safetensors' load_file) returns the state dict itself.
-PLAIN_FORMATS = frozenset({"torch-zip", "torch-legacy", "safetensors"})
-
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
@@ -279,6 +276,8 @@ def _verdict(case: Case, chosen: StateDict | None) -> Verdict:
 
 
 def _plainly_loadable(case: Case, chosen: StateDict) -> bool:
+    from ckptdoctor.formats.base import PLAIN_FORMATS
+
     # What torch.load would have to return for load_state_dict(strict=True) to work without any help.
     archive = case.archive
     return (

@@ -51,6 +51,10 @@ class StorageRef(NamedTuple):
     inline: bytes | None = None
 
 
+# Formats of which plain torch.load (or safetensors' load_file) returns the state dict itself.
+PLAIN_FORMATS = frozenset({"torch-zip", "torch-legacy", "safetensors"})
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a tensor that is no plain view is put together (sparse, quantized, conjugated ...).

@@ -163,6 +163,7 @@ class Example:
     diagnostics: tuple[tuple[str, Severity], ...] = ()  # as a format's reader would attach them
     decisions: Sequence[str] = ()
     modules: Mapping[str, str] = field(default_factory=dict)
+    format: str = "torch-zip"
 
 
 class Rule(ABC):

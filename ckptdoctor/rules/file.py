@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ckptdoctor.diagnostics import Diagnostic
+from ckptdoctor.formats.base import PLAIN_FORMATS
 from ckptdoctor.keys import printable
 from ckptdoctor.rules.base import Case, Example, Rule
 from ckptdoctor.rules.words import columns, count
@@ -170,3 +171,34 @@ def _why(tensors: int) -> str:
     if not tensors:
         return "there is not one tensor inside"
     return f"{count(tensors, 'tensor')} inside, none in a mapping of names to tensors"
+
+
+class OtherContainer(Rule):
+    """The file is sound, and ``torch.load`` does not give its state dict in one piece.
+
+    What it means
+        A checkpoint in several shards with an index, a TorchScript archive, a file of torch 0.1: the
+        tensors are there, in a container that the usual two lines of code do not open.
+
+    Why it matters
+        ``model.load_state_dict(torch.load(path))`` fails with an error about the file, although nothing is
+        wrong with the weights.
+
+    What to do
+        ``ckptdoctor repair MODEL CKPT -o OUT`` writes one plain file; ``auto_load`` reads it as it is.
+    """
+
+    code, name, severity = "CKD408", "other-container", "error"
+    VALID = (Example({"a.weight": (2, 3)}, {"a.weight": (2, 3)}),)
+    INVALID = (Example({"a.weight": (2, 3)}, {"a.weight": (2, 3)}, format="safetensors-index"),)
+
+    def check(self, case: Case) -> Iterator[Diagnostic]:
+        """One finding a file."""
+        if case.archive.format in PLAIN_FORMATS or case.source is None:
+            return
+        files = len(case.archive.files)
+        yield self.finding(
+            f"torch.load does not give this state dict in one piece: {printable(case.archive.description)}",
+            place=(case.file, f"{count(files, 'file')}, {count(len(case.source), 'tensor')}"),
+            fix=("write its tensors to one plain file", "safe"),
+        )

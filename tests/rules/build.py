@@ -57,7 +57,12 @@ def example(made: Example) -> Diagnosis:
         for code, severity in made.diagnostics
     )
     seen = archive(
-        (made.path, made.source), *made.more.items(), rest=made.rest, diagnostics=attached, tensors=99
+        (made.path, made.source),
+        *made.more.items(),
+        rest=made.rest,
+        diagnostics=attached,
+        tensors=99,
+        format=made.format,
     )
     return examine(seen, target(made.target, modules=made.modules), parse_decisions(made.decisions))
 
