@@ -224,7 +224,7 @@ def fuse(draw: st.DrawFn, draft: Draft) -> Step | Several | None:
     rows = [(p, leaf) for p, leaf in rows if all(".".join((*p, n, leaf)) in draft.state for n in QKV)]
     if not rows:
         return None
-    done = draw(st.sampled_from(found))
+    done = draw(st.sampled_from(list(dict.fromkeys(p for p, _ in rows))))
     steps = [
         Fuse(tuple(".".join((*p, n, leaf)) for n in QKV), ".".join((*p, "qkv", leaf)))
         for p, leaf in rows

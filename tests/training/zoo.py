@@ -11,6 +11,7 @@ from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
 torch.use_deterministic_algorithms(True)
+torch.utils.deterministic.fill_uninitialized_memory = False  # it knows no 4-bit floats, and is for debugging
 
 
 class Attention(nn.Module):

@@ -117,7 +117,8 @@ def test_a_file_of_another_architecture_is_never_compatible_or_safe(data: st.Dat
     if found.verdict == "repairable":  # a part of a larger network may be all that the model is
         assert theirs > mine and found.alignment is not None
         assert all(m.status in ("safe", "kept") for m in found.alignment.matches.values())
-        assert {u.reason.partition(" ")[0] for u in found.alignment.unused.values()} == {"outside"}
+        reasons = [u.reason for u in found.alignment.unused.values()]
+        assert all(r.startswith(("outside ", "a buffer that models compute")) for r in reasons), reasons
 
 
 # --- the plan is a function of the trees ---------------------------------------------------------

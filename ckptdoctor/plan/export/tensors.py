@@ -31,6 +31,45 @@ def pad(tensor, dim, size):
     out.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
     return out
 ''',
+    "regroup": '''\
+def regroup(tensor, groups, parts):
+    """Rows of each group's parts -> all first parts, then all second ones ..."""
+    unit = tensor.shape[0] // (groups * sum(parts))
+    split = tensor.reshape(groups, sum(parts), unit, *tensor.shape[1:]).split(parts, 1)
+    return torch.cat([part.flatten(0, 2) for part in split])
+''',
+    "interleave": '''\
+def interleave(tensor, groups, parts):
+    """All first parts, then all second ones ... -> the parts of each group."""
+    unit = tensor.shape[0] // (groups * sum(parts))
+    split = tensor.split([groups * part * unit for part in parts])
+    rows = [x.reshape(groups, part * unit, *tensor.shape[1:]) for x, part in zip(split, parts)]
+    return torch.cat(rows, 1).reshape(tensor.shape)
+''',
+    "flatten_order": '''\
+def flatten_order(tensor, dim, axes, sizes, to):
+    """A flattened dimension with its axes in another order."""
+    split = tensor.reshape(*tensor.shape[:dim], *sizes, *tensor.shape[dim + 1 :])
+    inner = [dim + axes.index(axis) for axis in to]
+    order = [*range(dim), *inner, *range(dim + len(sizes), split.ndim)]
+    return split.permute(order).reshape(tensor.shape)
+''',
+    "partial_rope": '''\
+def partial_rope(tensor, heads, rows, split):
+    """The first rows of every head between neighbouring and half-split rotary pairs."""
+    rest = tensor.shape[1:]
+    parts = tensor.reshape(heads, tensor.shape[0] // heads, *rest)
+    turned = parts[:, :rows].reshape(heads, *split, *rest).transpose(1, 2).reshape(heads, rows, *rest)
+    return torch.cat([turned, parts[:, rows:]], 1).reshape(tensor.shape)
+''',
+    "chunk_zero": '''\
+def chunk_zero(tensor, dim, part, parts, zero):
+    """One of equal parts; another one, for which there is no place, has to be zero."""
+    size = tensor.shape[dim] // parts
+    if bool((tensor.narrow(dim, zero * size, size) != 0).any()):
+        raise ValueError("a part that has no place in the model is not zero")
+    return tensor.narrow(dim, part * size, size)
+''',
     "weight_norm": '''\
 def weight_norm(g, v, dim):
     """v * g / |v|, the norm over all dimensions but one (all of them for -1)."""
@@ -53,7 +92,11 @@ def expression(ops: Sequence[str], shapes: Sequence[Shape], sources: str = "t") 
     state = [f"{sources}[{i}]" for i in range(len(shapes))]
     for op, before in zip(chain.ops, chain.states(shapes), strict=False):
         if isinstance(op, Each):
-            state = [_one(op.op, [part], [shape]) for part, shape in zip(state, before, strict=True)]
+            changed = op.only or tuple(range(len(state)))
+            state = [
+                _one(op.op, [part], [shape]) if i in changed else part
+                for i, (part, shape) in enumerate(zip(state, before, strict=True))
+            ]
         else:
             state = [_one(op, state, before)]
     return state[0]
@@ -79,7 +122,15 @@ def _blockperm(op: Any, shape: Shape) -> str:
     return f".reshape({_tuple(blocks)}), {dim}, {list(op.order)})"
 
 
-def _rope(op: Any, shape: Shape) -> str:
+def _rope(op: Any, parts: Sequence[str], shapes: Sequence[Shape]) -> str:
+    if op.rotary:
+        half = op.rotary // 2
+        split = (half, 2) if op.to == "half" else (2, half)
+        return f"partial_rope({parts[0]}, {op.heads}, {op.rotary}, {split})"
+    return parts[0] + _whole_rope(op, tuple(shapes[0]))
+
+
+def _whole_rope(op: Any, shape: Shape) -> str:
     pairs = shape[0] // op.heads // 2
     split = (op.heads, pairs, 2) if op.to == "half" else (op.heads, 2, pairs)
     return f".reshape({_tuple((*split, *shape[1:]))}).transpose(1, 2).reshape({_tuple(shape)})"
@@ -114,7 +165,15 @@ TEMPLATES: dict[str, Template] = {
     "blockperm": lambda op, parts, shapes: (
         f"pick({parts[0]}{_blockperm(op, tuple(shapes[0]))}.reshape({_tuple(shapes[0])})"
     ),
-    "rope": _unary(_rope),
+    "rope": _rope,
+    "regroup": lambda op, parts, shapes: f"regroup({parts[0]}, {op.groups}, {list(op.parts)})",
+    "interleave": lambda op, parts, shapes: f"interleave({parts[0]}, {op.groups}, {list(op.parts)})",
+    "flatten_order": lambda op, parts, shapes: (
+        f"flatten_order({parts[0]}, {op.dim % len(shapes[0])}, {op.axes!r}, {list(op.sizes)}, {op.to!r})"
+    ),
+    "chunk_zero": lambda op, parts, shapes: f"chunk_zero({parts[0]}, {op.dim}, {op.i}, {op.n}, {op.zero})",
+    "as_real": lambda op, parts, shapes: f"torch.view_as_real({parts[0]}.resolve_conj())",
+    "as_complex": lambda op, parts, shapes: f"torch.view_as_complex({parts[0]}.contiguous())",
     "chunk": _unary(_chunk),
     "slice": _unary(lambda op, shape: f".narrow({op.dim}, {op.start}, {op.stop - op.start})"),
     "select": _unary(lambda op, shape: f".select({op.dim}, {op.i})"),
