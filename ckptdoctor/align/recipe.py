@@ -20,7 +20,7 @@ from ckptdoctor.align.expressions import names_in
 class Family:
     """One side: keys that must all be there below one root, and patterns of which none may be."""
 
-    library: str
+    origin: str
     keys: tuple[str, ...]
     without: tuple[str, ...] = ()
 

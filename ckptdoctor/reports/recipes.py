@@ -69,7 +69,7 @@ def recipe_entry(recipe: Recipe) -> RecipeEntry:
         recipe.name,
         recipe.title,
         recipe.note,
-        (recipe.left.library, recipe.right.library),
+        (recipe.left.origin, recipe.right.origin),
         tuple(layouts),
         tuple(facts),
         recipe.sources,
