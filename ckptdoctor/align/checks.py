@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Head = tuple[Token, ...]  # what stands before the number of a list
 
 
+_LEAVES = frozenset({"weight", "bias", "running_mean", "running_var"})
+
+
 def take_back(
     state: State, keys: Iterable[str], why: str, more: dict[str, list[Choice]] | None = None
 ) -> None:
@@ -198,6 +201,36 @@ def rivals(state: State) -> None:
             tuple((f"--choose {o}", f"load the keys under `{o}.`") for o in options),
         )
     )
+
+
+def scattered(state: State) -> None:
+    """A module of one name on both sides keeps its own tensors: one that it lost is no stranger's.
+
+    A tensor of another module with the right shape is then no proof, however few are left.
+    """
+    names = {key: name for name, key in state.source_names.items()}
+    for unit in state.whole_targets:
+        rows = [(n, state.matches.get(state.target_names[n])) for leaf in unit for n in leaf]
+        homes = {
+            n: names[m.sources[0]].rpartition(".")[0]
+            for n, m in rows
+            if m is not None and m.status == "safe" and len(m.sources) == 1 and m.sources[0] in names
+        }
+        own = {n for n, home in homes.items() if home and home == n.rpartition(".")[0]}
+        strangers = [
+            m.target
+            for n, m in rows
+            if m is not None and n in homes and n not in own and n.rpartition(".")[2] in _LEAVES
+            if not any(_names_it(e) for e in m.evidence)
+        ]
+        if own and strangers:
+            take_back(state, strangers, "the module of this name lost it; another's may not be meant")
+
+
+def _names_it(reason: str) -> bool:
+    """Whether the reason is the module's own name (`q_bias` beside `query.weight`), not the tensor's."""
+    of_tensor = {f"both are `{leaf}`" for leaf in _LEAVES}
+    return reason.startswith("both are `") and reason not in of_tensor
 
 
 def partly_used(state: State) -> None:

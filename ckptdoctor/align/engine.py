@@ -188,6 +188,7 @@ PASSES = (
     checks.backwards,
     tied.exchanged,
     variants.families,
+    checks.scattered,
     checks.partly_used,
     checks.refused,
     finish.fill_ties,

@@ -28,3 +28,11 @@ def test_biases_under_other_names_are_no_other_model():
     assert alignment.verdict != "incompatible"
     assert claims(alignment).get("layers.1.attn.query.bias", "layers.1.attn.q_bias") == "layers.1.attn.q_bias"
     assert claims(alignment)["layers.2.attn.key.weight"] == "layers.2.attn.key.weight"
+
+
+def test_a_tensor_that_a_module_has_lost_is_not_taken_from_a_stranger():
+    source = tree({"raven.weight": (2, 2), "0.bias": (2,), "1.weight": (2, 2), "1.bias": (2,)})
+    found = align(source, tree(linear("0", 2, 2), linear("1", 2, 2)))
+    assert found.verdict == "undecided"
+    assert "0.weight" not in claims(found)
+    assert [c.sources for c in found.matches["0.weight"].choices] == [("raven.weight",)]
