@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ckptdoctor.align import facts
 from ckptdoctor.align.chosen import is_declared
 from ckptdoctor.align.model import Choice, Match, Question
-from ckptdoctor.align.names import Token, concepts_of
+from ckptdoctor.align.names import Token, concepts_of, table
 from ckptdoctor.align.units import Unit
 from ckptdoctor.wrappers import strip_key
 
@@ -120,16 +120,21 @@ def backwards(state: State) -> None:
         pairs = [p for _, found in blocks.values() for p in found]
         if _falls(blocks):
             against += _equal_shaped(state, pairs)
-        elif _strangers(head, other_head) and _based_apart(blocks) and not _direction(pairs):
+        elif _unsure(head, other_head, blocks) and not _direction(pairs):
             unknown += _equal_shaped(state, pairs)
     take_back(state, against, "the two sides number these blocks in opposite directions")
     take_back(state, unknown, "nothing shows that the two sides number these blocks in the same direction")
 
 
-def _strangers(head: tuple[Token, ...], other: tuple[Token, ...]) -> bool:
-    """Whether what two lists are called has no word in common, so that only their numbers agree."""
+def _unsure(head: Head, other: Head, blocks: dict[int, tuple[int, list[tuple[Unit, Unit]]]]) -> bool:
+    """Whether only their numbers say that two lists belong together and count the same way."""
     mine, theirs = ({t for t in concepts_of(h) if isinstance(t, str)} for h in (head, other))
-    return bool(mine and theirs) and not mine & theirs
+    if not mine or not theirs:
+        return False
+    walk = set(table()["directions"]["top_down"])  # such parts run from the last stage to the first
+    if (mine | theirs) & walk and not (mine & theirs) - {"block"}:
+        return True
+    return not mine & theirs and _based_apart(blocks)
 
 
 def _based_apart(blocks: dict[int, tuple[int, list[tuple[Unit, Unit]]]]) -> bool:
@@ -173,6 +178,40 @@ def _equal_shaped(state: State, pairs: list[tuple[Unit, Unit]]) -> list[str]:
         for leaf in v.leaves.values()
         for n in leaf.keys
     ]
+
+
+def namesakes(state: State) -> None:
+    """A module of the model is left out although what has its name and shapes fills another module."""
+    sources = {u.index: u for u in state.sources}
+    targets = {u.index: u for u in state.targets}
+    names_s, names_t = (Counter(_own_name(u) for u in units) for units in (state.sources, state.targets))
+    free = {_own_name(v): v for v in state.targets if v.index not in state.matching.certain}
+    for t, s in state.matching.certain.items():
+        name = _own_name(sources[s])
+        left = free.get(name)
+        if left is None or left.exact != sources[s].exact or not names_s[name] == names_t[name] == 1:
+            continue
+        if _own_name(targets[t]) != name and any(c.isalpha() for c in name):
+            why = f"the model has `{left.path}` too, which is called like the source"
+            take_back(state, [state.target_names[n] for n in targets[t].whole], why)
+            take_back(
+                state, [state.target_names[n] for n in left.whole], why, _copies(state, sources[s], left)
+            )
+
+
+def _copies(state: State, source: Unit, target: Unit) -> dict[str, list[Choice]]:
+    """Each tensor of the target from the source's of the same role, as it is."""
+    return {
+        state.target_names[n]: [Choice((state.source_names[m],), (), "the same name for the module")]
+        for role, leaf in target.leaves.items()
+        if role in source.leaves and source.leaves[role].shape == leaf.shape
+        for n, m in zip(leaf.keys, source.leaves[role].keys, strict=False)
+        if len(leaf.keys) == len(source.leaves[role].keys) == 1
+    }
+
+
+def _own_name(unit: Unit) -> str:
+    return unit.path.rpartition(".")[2]
 
 
 def rivals(state: State) -> None:

@@ -186,6 +186,7 @@ PASSES = (
     checks.rivals,
     checks.places,
     checks.backwards,
+    checks.namesakes,
     tied.exchanged,
     variants.families,
     checks.scattered,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from benchmarks.cases import read_case
 from ckptdoctor.align import align
 from ckptdoctor.trees import ParamTree
-from tests.align.pairs import Shapes, batchnorm, claimed, claims, conv, linear, norm, tree
+from tests.align.pairs import FIXTURES, Shapes, batchnorm, claimed, claims, conv, linear, norm, tree
 
 D = 16
 
@@ -420,3 +421,23 @@ def test_parts_that_both_sides_have_are_copied_though_another_module_is_fused():
     source, target = both("model"), both("model.language_model")
     plain = {k: k.replace("model.language_model", "model") for k in target}
     assert claimed(tree(source), tree(target)) == plain
+
+
+# --- numbers and shapes that agree by chance
+
+
+def test_top_down_lists_that_only_numbers_have_in_common_may_count_either_way():
+    source = tree(
+        *(conv(f"neck.fusion_stage.layers.{i}.projection", D, D) for i in range(4)), linear("head", D, 3)
+    )
+    target = tree(*(conv(f"scratch.stages.{i}.out_conv", D, D) for i in range(4)), linear("head", D, 3))
+    assert claimed(source, target).keys() == {"head.weight", "head.bias"}
+
+
+def test_a_module_is_not_given_what_is_called_like_another_one_of_the_model():
+    case = read_case(FIXTURES / "cases_more" / "b" / "T4_hf_v4_to_v5_pi0forconditionalgeneration.json.gz")
+    kept = {k: s for k, s in case.source.specs.items() if not k.startswith("state_proj.")}
+    source = ParamTree({f"learner.net.{k}": s for k, s in kept.items()})
+    found = claimed(source, case.target)
+    assert "embed_action_time.state_proj.weight" not in found
+    assert len(found) > 60
