@@ -9,7 +9,9 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from ckptdoctor.formats.base import StorageRef
 from ckptdoctor.formats.inert import Inert, StorageRecord, TensorRecord
+from ckptdoctor.formats.walk import children, is_container
 from ckptdoctor.trees import DTYPE_SIZES
 
 MAKERS = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
@@ -19,7 +21,55 @@ DTYPES = {
     "c8": "complex64", "c16": "complex128",
 }  # fmt: skip
 
+OF_ARRAYS = " that holds numpy arrays"  # what `torch.load` gives is no tensor then
+
 Array = tuple[TensorRecord, bytes, str]  # the tensor, its bytes, their byte order
+
+
+def place_arrays(root: Any, path: str, refs: dict[str, StorageRef]) -> bool:
+    """Put a tensor in the place of every numeric array that a dict or list of `root` holds; was there one?
+
+    Its bytes, which the pickle holds itself, are added to `refs` as a storage of the file `path`.
+    """
+    seen: set[int] = set()
+    made: dict[int, TensorRecord] = {}
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        for key, value in _entries(node):
+            if not (isinstance(value, Inert) and is_array(value)):
+                continue
+            if id(value) not in made and (found := array_record(value, f"#{len(refs)}")):
+                record, content, byteorder = found
+                refs[record.storage.key] = inline_ref(path, record.storage, content, byteorder)
+                made[id(value)] = record
+            if id(value) in made:
+                node[key] = made[id(value)]
+        stack.extend(value for _, value in children(node, "", is_container))
+    return bool(made)
+
+
+def _entries(node: Any) -> list[tuple[Any, Any]]:
+    if isinstance(node, dict):
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, list) else []
+
+
+def inline_ref(path: str, storage: StorageRecord, content: bytes, byteorder: str = "little") -> StorageRef:
+    """A storage whose bytes were found inside the pickle."""
+    return StorageRef(
+        path,
+        0,
+        len(content),
+        storage.dtype,
+        storage.device,
+        byteorder=byteorder,
+        member=storage.key,
+        inline=content,
+    )
 
 
 def is_array(value: Inert) -> bool:

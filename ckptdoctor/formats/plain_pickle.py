@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckptdoctor.formats.arrays import array_record, is_array
+from ckptdoctor.formats.arrays import inline_ref, place_arrays
 from ckptdoctor.formats.assemble import assemble
 from ckptdoctor.formats.base import Archive, StorageRef
-from ckptdoctor.formats.inert import Inert, StorageRecord, TensorRecord
+from ckptdoctor.formats.inert import StorageRecord
 from ckptdoctor.formats.rebuild import Function
 from ckptdoctor.formats.sniff import LEGACY_NUMBER, foreign
 from ckptdoctor.formats.source import FileSource, Window, corrupt
 from ckptdoctor.formats.summaries import words
 from ckptdoctor.formats.torch_legacy import storage_table
 from ckptdoctor.formats.unpickle import Names, Storages, unpickle
-from ckptdoctor.formats.walk import children, is_container
 from ckptdoctor.formats.words import show
 
 FROM_BYTES = ("torch.storage", "_load_from_bytes")
@@ -51,7 +50,7 @@ class _Pickle:
                 "the index of a distributed checkpoint (DCP folder)",
                 "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER checkpoint.pth",
             )
-        root = self._with_arrays(root)
+        place_arrays(root, self.source.path, self.refs)
         if not self.refs:
             raise foreign(
                 self.source.path,
@@ -85,49 +84,8 @@ class _Pickle:
             content = inner.data[ref.offset : ref.offset + ref.nbytes]
             if ref_key == storage.key:
                 storage.key = f"#{len(self.refs)}"
-                self._keep(storage, content)
+                self.refs[storage.key] = inline_ref(self.source.path, storage, content)
         return storage
-
-    def _keep(self, storage: StorageRecord, content: bytes, byteorder: str = "little") -> None:
-        self.refs[storage.key] = StorageRef(
-            self.source.path,
-            0,
-            len(content),
-            storage.dtype,
-            storage.device,
-            byteorder=byteorder,
-            member=storage.key,
-            inline=content,
-        )
-
-    def _with_arrays(self, root: Any) -> Any:
-        """Put a tensor in the place of every numeric array that a dict or list holds."""
-        seen: set[int] = set()
-        made: dict[int, TensorRecord] = {}
-        stack = [root]
-        while stack:
-            node = stack.pop()
-            if id(node) in seen:
-                continue
-            seen.add(id(node))
-            pairs = (
-                node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-            )
-            for key, value in list(pairs):
-                if isinstance(value, Inert) and is_array(value):
-                    record = made.get(id(value)) or self._array(value)
-                    if record is not None:
-                        made[id(value)] = node[key] = record
-            stack.extend(value for _, value in children(node, "", is_container))
-        return root
-
-    def _array(self, value: Inert) -> TensorRecord | None:
-        found = array_record(value, f"#{len(self.refs)}")
-        if found is None:
-            return None
-        record, content, byteorder = found
-        self._keep(record.storage, content, byteorder)
-        return record
 
 
 class _Bytes(FileSource):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ckptdoctor.errors import CorruptCheckpointError
+from ckptdoctor.formats.arrays import OF_ARRAYS, place_arrays
 from ckptdoctor.formats.assemble import assemble
 from ckptdoctor.formats.base import Archive, StorageRef
 from ckptdoctor.formats.sniff import LEGACY_NUMBER
@@ -40,13 +41,14 @@ def open_legacy(source: FileSource) -> Archive:
     hints = {"torch": "before 1.6, or saved with _use_new_zipfile_serialization=False", "byteorder": "little"}
     if isinstance(info, dict) and info.get("little_endian") is False:
         hints["saved_on"] = "a big-endian machine"
+    arrays = not storages and place_arrays(root, source.path, storages)
     return assemble(
         root,
         names,
         storages,
         path=source.path,
-        format="torch-legacy",
-        description="legacy torch (before 1.6)",
+        format="pickle" if arrays else "torch-legacy",
+        description="legacy torch (before 1.6)" + OF_ARRAYS * arrays,
         size=source.size,
         hints=hints,
     )

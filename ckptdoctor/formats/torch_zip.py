@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ckptdoctor.errors import CorruptCheckpointError
+from ckptdoctor.formats.arrays import OF_ARRAYS, place_arrays
 from ckptdoctor.formats.assemble import assemble
 from ckptdoctor.formats.base import Archive, StorageRef
 from ckptdoctor.formats.harvest import Slots
@@ -39,13 +40,14 @@ def open_zip(source: FileSource) -> Archive:
         key: _storage(source, directory, root, record, byteorder, crcs)
         for key, record in records.by_key.items()
     }
+    arrays = not storages and place_arrays(tree, source.path, storages)
     return assemble(
         tree,
         names,
         storages,
         path=source.path,
-        format="torchscript" if scripted else "torch-zip",
-        description="TorchScript archive" if scripted else "torch zip",
+        format="torchscript" if scripted else "pickle" if arrays else "torch-zip",
+        description="TorchScript archive" if scripted else "torch zip" + OF_ARRAYS * arrays,
         size=source.size,
         hints=_hints(directory, root, byteorder),
         slots=_script_slots(directory, root) if scripted else None,

@@ -174,11 +174,11 @@ def _why(tensors: int) -> str:
 
 
 class OtherContainer(Rule):
-    """The file is sound, and ``torch.load`` does not give its state dict in one piece.
+    """The file is sound, and ``torch.load`` does not give its state dict as one dict of tensors.
 
     What it means
-        A checkpoint in several shards with an index, a TorchScript archive, a file of torch 0.1: the
-        tensors are there, in a container that the usual two lines of code do not open.
+        A checkpoint in several shards with an index, a TorchScript archive, a file of torch 0.1, a dict of
+        numpy arrays: the tensors are there, in a container that the usual two lines of code do not open.
 
     Why it matters
         ``model.load_state_dict(torch.load(path))`` fails with an error about the file, although nothing is
@@ -198,7 +198,7 @@ class OtherContainer(Rule):
             return
         files = len(case.archive.files)
         yield self.finding(
-            f"torch.load does not give this state dict in one piece: {printable(case.archive.description)}",
+            f"torch.load does not give this as one dict of tensors: {printable(case.archive.description)}",
             place=(case.file, f"{count(files, 'file')}, {count(len(case.source), 'tensor')}"),
             fix=("write its tensors to one plain file", "safe"),
         )

@@ -56,8 +56,12 @@ class RenamedKeys(Rule):
 
     def check(self, case: Case) -> Iterator[Diagnostic]:
         """One finding for all renames; each rule of the plan is a pair of lines."""
-        pairs = [(s, t) for s, t in case.renames if not added_segment(s, t)]
-        if not pairs or case.alignment is None:
+        if case.alignment is None:
+            return
+        # What an op makes has its names under CKD302: a part of `qkv` that is `q` now is not a rename.
+        moved = {t for t, match in case.alignment.matches.items() if match.ops in ((), ("copy",))}
+        pairs = [(s, t) for s, t in case.renames if t in moved and not added_segment(s, t)]
+        if not pairs:
             return
         groups = rename_groups(case, pairs)
         n = len(pairs)

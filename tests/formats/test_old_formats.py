@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import ckptdoctor
 from ckptdoctor.errors import CorruptCheckpointError
 from ckptdoctor.formats import open_checkpoint
 from ckptdoctor.formats.tensors import TensorReader
@@ -117,6 +118,30 @@ def test_plain_pickles_of_arrays_and_of_tensors(tmp_path: Path) -> None:
         }
         assert archive.rest["epoch"] == "int 3" and "weights.words" in archive.rest
         assert archive.diagnostics == ()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_arrays_that_torch_saved_are_read_where_there_is_no_tensor_beside_them(
+    zipped: bool, tmp_path: Path
+) -> None:
+    import numpy as np
+
+    arrays = {"a.weight": np.arange(6, dtype="<f4").reshape(2, 3), "a.bias": np.ones(2, ">f8")}
+    path = tmp_path / "a.pth"
+    torch.save({"weights": arrays, "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
+    archive = open_checkpoint(path)
+    read = TensorReader(archive, archive["weights"])
+    assert {k: read(k).tolist() for k in archive["weights"].tree.specs} == {
+        k: v.tolist() for k, v in arrays.items()
+    }
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 2, dtype=torch.float64)})
+    found = ckptdoctor.diagnose(model, path)
+    assert found.verdict == "repairable", "as it is, load_state_dict refuses an array"
+    ckptdoctor.auto_load(model, path)
+    assert model["a"].weight.tolist() == arrays["a.weight"].tolist()
+    # The state of numpy's random numbers beside weights stays what it is.
+    torch.save({"m": model.state_dict(), "rng": arrays}, path, _use_new_zipfile_serialization=zipped)
+    assert [s.path for s in open_checkpoint(path).state_dicts] == ["m"]
 
 
 def test_tied_tensors_of_a_plain_pickle_and_trailing_streams(tmp_path: Path) -> None:
