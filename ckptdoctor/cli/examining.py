@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ FORMS = ("python", "hook", "mmengine", "transformers")  # those of `ckptdoctor.p
 
 def examine(model: str, checkpoint: str, options: dict[str, Any], reporter: Any = None) -> Diagnosis:
     """Diagnose with the flags of the command line."""
+    if is_source(checkpoint) and not is_source(model):
+        raise click.UsageError(f"MODEL comes first, then CHECKPOINT: {shlex.join([checkpoint, model])}")
     from ckptdoctor.api import diagnose as check
 
     return check(
@@ -36,6 +39,11 @@ def examine(model: str, checkpoint: str, options: dict[str, Any], reporter: Any 
         timeout=options["timeout"],
         reporter=reporter,
     )
+
+
+def is_source(text: str) -> bool:
+    """Python code, ``model.py`` or ``model.py:Net``, which no checkpoint is."""
+    return text.partition(":")[0].endswith(".py")
 
 
 @click.command(short_help="Say whether a checkpoint loads, why not, and what repairs it.")

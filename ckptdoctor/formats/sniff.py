@@ -144,7 +144,10 @@ def _nothing_known(path: str, head: bytes) -> ReadError:
     except UnicodeDecodeError as error:
         text = head[: error.start].decode() if error.start > len(head) - 4 else ""
     if text and all(c.isprintable() or c.isspace() for c in text):
-        return foreign(path, f"a text file that begins {show(text.strip()[:40])!r}", DOWNLOAD)
+        if path.endswith(".py"):
+            return foreign(path, "a Python file", "give a file of weights; models are given as MODEL")
+        first = text.strip().splitlines()[0][:40]
+        return foreign(path, f"a text file that begins `{show(first)}`", DOWNLOAD)
     return UnknownFormatError(
         f"{show(path)}: no known checkpoint format (it begins with {head[:8].hex(' ')}); "
         "torch (.pth, .pt, .ckpt, .bin), safetensors and shard indexes can be read"

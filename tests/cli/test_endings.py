@@ -42,6 +42,10 @@ __all__ = ["files"]
         (["diagnose", "model.pth", "same.pth", "--reinit", "a.{0.."], "reinit"),
         (["diagnose", "model.pth", "same.pth", "--timeout", "-1"], "--timeout"),
         (["diagnose", "model.pth"], "CHECKPOINT"),
+        (
+            ["diagnose", "same.pth", "model.py:Net"],
+            "MODEL comes first, then CHECKPOINT: model.py:Net same.pth",
+        ),
         (["explain", "CKD999"], "CKD999"),
         (["nosuchcommand"], "nosuchcommand"),
         (["diagnose", "model.pth", "same.pth", "--nosuchoption"], "nosuchoption"),

@@ -55,7 +55,7 @@ FOREIGN = {
     "configuration": (b'{"architectures": ["Bert"], "model_type": "bert"}', "same folder"),
     "without a weight_map": (b'{"a": 1}', "shard index"),
     "begins like JSON": (b'{"a": ', "checkpoint"),
-    "text file that begins 'Entry not found'": (b"Entry not found", "download"),
+    "text file that begins `Entry not found`": (b"Entry not found\n...", "download"),
     "gzip": (gzip.compress(b"x"), "gunzip"),
     "bzip2": (bz2.compress(b"x"), "bunzip2"),
     "xz": (lzma.compress(b"x"), "unxz"),
@@ -88,6 +88,12 @@ def test_other_files_are_named(what: str, tmp_path: Path) -> None:
     assert what in str(caught.value)
     assert advice in str(caught.value)
     assert "weights.pth" in str(caught.value)
+
+
+def test_source_code_in_the_place_of_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("import torch\n")
+    with pytest.raises(UnknownFormatError, match=r"a Python file, .*MODEL"):
+        open_checkpoint(tmp_path / "model.py")
 
 
 @pytest.mark.parametrize(
