@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ckptdoctor.align import facts
 from ckptdoctor.align.chosen import is_declared
 from ckptdoctor.align.model import Choice, Match, Question
-from ckptdoctor.align.names import Token, concepts_of, table
+from ckptdoctor.align.names import Token, concepts_of, name_of, table
 from ckptdoctor.align.units import Unit
 from ckptdoctor.wrappers import strip_key
 
@@ -260,16 +260,16 @@ def scattered(state: State) -> None:
             m.target
             for n, m in rows
             if m is not None and n in homes and n not in own and n.rpartition(".")[2] in _LEAVES
-            if not any(_names_it(e) for e in m.evidence)
+            if not any(_names_it(e, n.rpartition(".")[0]) for e in m.evidence)
         ]
         if own and strangers:
             take_back(state, strangers, "the module of this name lost it; another's may not be meant")
 
 
-def _names_it(reason: str) -> bool:
+def _names_it(reason: str, module: str) -> bool:
     """Whether the reason is the module's own name (`q_bias` beside `query.weight`), not the tensor's."""
-    of_tensor = {f"both are `{leaf}`" for leaf in _LEAVES}
-    return reason.startswith("both are `") and reason not in of_tensor
+    own = name_of(module).concepts[-1] if module else ()
+    return any(reason == f"both are `{word}`" for word in own if word not in _LEAVES)
 
 
 def partly_used(state: State) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align import checks, chosen, crossing, facts, finish, folds, layouts, tied, variants
+from ckptdoctor.align import checks, chosen, crossed, crossing, facts, finish, folds, layouts, tied, variants
 from ckptdoctor.align.compose import compose, fold_weight_norm
 from ckptdoctor.align.crossing import Crossing
 from ckptdoctor.align.experts import stack_experts
@@ -187,6 +187,7 @@ PASSES = (
     checks.places,
     checks.backwards,
     checks.namesakes,
+    crossed.crossed,
     tied.exchanged,
     variants.families,
     checks.scattered,

@@ -1,0 +1,92 @@
+"""Siblings that exchange their names for no reason that shapes give.
+
+Where `block.norm1` fills the model's `block.norm2`, and something else the model's `block.norm1`, both could
+be filled the other way round just as well, and by their own names. Words and places may have spoken for it;
+a name that both sides have speaks against it. So it is asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+from ckptdoctor.align.checks import take_back
+from ckptdoctor.align.model import Choice, Match
+
+if TYPE_CHECKING:
+    from ckptdoctor.align.engine import State
+
+Path = tuple[str, ...]
+_NUMBER = re.compile(r"\d+")
+
+
+def crossed(state: State) -> None:
+    """Take back what fills another module than the one of its own name, if both fit either way."""
+    claims = _claims(state)
+    shapes = {t: state.target[m.target].shape for t, (_, m) in claims.items()}
+    swaps: dict[Path, Path] = {}
+    for target, (source, _) in claims.items():
+        other = _own_place(source, target) or target
+        alike = other != target and other in claims and shapes[other] == shapes[target]
+        if alike and not _counted_on(source, target, claims[other][0], other):
+            swaps[target] = other
+    modules: dict[Path, list[Path]] = defaultdict(list)
+    for target in claims:
+        modules[target[:-1]].append(target)
+    for targets in modules.values():
+        if all(t in swaps for t in targets):  # else another tensor of the module shows which is meant
+            for target in targets:
+                _ask(state, claims[target][1], claims[swaps[target]][1])
+
+
+def _claims(state: State) -> dict[Path, tuple[Path, Match]]:
+    """Model name -> the checkpoint's name, where one tensor fills one, under another name or not."""
+    names = {key: name for name, key in state.source_names.items()}
+    users = Counter(s for m in state.matches.values() for s in m.sources)
+    found = {}
+    for name, key in state.target_names.items():
+        match = state.matches.get(key)
+        if match is None or match.status != "safe" or len(match.sources) != 1:
+            continue
+        (source,) = match.sources
+        if users[source] == 1 and source in names:
+            found[tuple(name.split("."))] = (tuple(names[source].split(".")), match)
+    return found
+
+
+def _tail(source: Path, target: Path) -> int:
+    """How many segments at the end are the same."""
+    n = 0
+    while n < min(len(source), len(target)) and source[-n - 1] == target[-n - 1]:
+        n += 1
+    return n
+
+
+def _own_place(source: Path, target: Path) -> Path | None:
+    """Beside the target, what is called like the source."""
+    n = _tail(source, target)
+    if not 0 < n < min(len(source), len(target)):
+        return None
+    return (*target[: -n - 1], *source[-n - 1 :])
+
+
+def _counted_on(source: Path, target: Path, rival: Path, other: Path) -> bool:
+    """Whether both are of one list whose numbers moved one way: `1 -> 0` and `2 -> 1`."""
+    n = _tail(source, target)
+    if rival[: -n - 1] != source[: -n - 1] or rival[len(rival) - n :] != source[len(source) - n :]:
+        return rival[-n - 1 :] == other[-n - 1 :]  # filled by a namesake of its own
+    mine, theirs = source[-n - 1], rival[-n - 1]
+    if _NUMBER.sub("#", mine) != _NUMBER.sub("#", theirs):
+        return False
+    moved = [[int(x) for x in _NUMBER.findall(w)] for w in (target[-n - 1], mine, theirs)]
+    if not all(moved):
+        return False
+    to, at, after = (numbers[-1] for numbers in moved)
+    return (to < at) == (at < after)
+
+
+def _ask(state: State, match: Match, rival: Match) -> None:
+    why = f"`{match.sources[0]}` has the name of another part of the model, which it fits as well"
+    own, swapped = Choice(match.sources, match.ops, "the same name"), Choice(rival.sources, rival.ops, why)
+    take_back(state, [match.target, rival.target], why, {rival.target: [own], match.target: [swapped]})

@@ -1,0 +1,48 @@
+"""Siblings are not exchanged against the names that both sides have."""
+
+from ckptdoctor.align import align
+from tests.align.pairs import Shapes, claims, linear, norm, tree
+
+D = 4
+
+
+def block(path: str) -> Shapes:
+    """An attention block whose parts have the names of three code bases."""
+    squares = {
+        k: v for n in ("to_q", "k", "v_proj", "out_proj") for k, v in linear(f"{path}.{n}", D, D).items()
+    }
+    return (
+        squares
+        | norm(f"{path}.ln_1", D)
+        | norm(f"{path}.ffn_norm", D)
+        | linear(f"{path}.linear1", 4 * D, D)
+        | linear(f"{path}.fc2", D, 4 * D)
+    )
+
+
+def test_a_block_that_lost_its_number_does_not_push_another_out_of_its_own():
+    packed: Shapes = {"ln_2.ffn_norm.0.in_proj_weight": (3 * D, D)}
+    target = tree(packed, *(block(f"ln_2.mlp.{i}") for i in range(2)))
+    found = align(tree(packed, block("ln_2.mlp"), block("ln_2.mlp.1")), target)
+    assert claims(found).get("ln_2.mlp.1.k.weight", "ln_2.mlp.1.k.weight") == "ln_2.mlp.1.k.weight"
+    assert found.verdict == "undecided"
+
+
+def test_a_list_that_counts_from_another_number_is_still_one_list():
+    source = tree(*(block(f"layers.{i}") for i in range(1, 4)))
+    target = tree(*(block(f"layers.{i}") for i in range(3)))
+    found = align(source, target)
+    assert found.verdict == "repairable"
+    assert claims(found)["layers.1.k.weight"] == "layers.2.k.weight"
+
+
+def test_a_bias_that_a_module_lost_is_not_taken_from_elsewhere_in_the_same_part():
+    target = tree(block("decoder.attn"), linear("decoder.out", 3, D))
+    source = tree({k: v for k, v in block("decoder.attn").items() if k != "decoder.attn.k.bias"})
+    more = tree(
+        {**{k: s.shape for k, s in source.specs.items()}, "decoder.mlp.bias": (D,)},
+        linear("decoder.out", 3, D),
+    )
+    found = align(more, target)
+    assert "decoder.attn.k.bias" not in claims(found)
+    assert found.verdict == "undecided"
