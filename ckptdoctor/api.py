@@ -44,7 +44,7 @@ def inspect(path: PathLike, *, deep: bool = False) -> Archive:
     """
     from ckptdoctor.formats import open_checkpoint
 
-    archive = open_checkpoint(path)
+    archive = open_checkpoint(path, lazy=True)
     if archive.mentions_optimizer:
         from ckptdoctor.training.checks import archive_findings
 

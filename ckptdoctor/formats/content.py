@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.formats.arrays import MAKERS, array_record, is_array
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
-from ckptdoctor.formats.inert import DtypeName, Inert, StorageRecord, TensorRecord
+from ckptdoctor.formats.inert import DtypeName, Inert, StorageRecord, TensorRecord, TensorRows
 from ckptdoctor.formats.source import corrupt
 from ckptdoctor.formats.summaries import words
 from ckptdoctor.formats.views import Views
@@ -60,11 +60,21 @@ class Content:
         self._root = root
         self._views = Views(path, nbytes)
         self._made: Any = None
+        self._specs: Mapping[str, TensorSpec] | None = None
         self._storages: dict[str, StorageRef] = {}
+
+    @classmethod
+    def of_specs(cls, specs: Mapping[str, TensorSpec], path: str) -> Content:
+        """The values of a file that is nothing but these tensors."""
+        made = cls(None, path, {})
+        made._specs = specs
+        return made
 
     @property
     def value(self) -> Any:
         """The root object in plain values; raises CorruptCheckpointError naming a tensor that is wrong."""
+        if self._made is None and self._specs is not None:
+            self._made = ({key: Leaf(join("", key), spec) for key, spec in self._specs.items()},)
         if self._made is None:
             self._made = (_Plain(self._views, self._storages).of(self._root, "", 0),)
         return self._made[0]
@@ -153,6 +163,8 @@ class _Plain:
         return result
 
     def _new(self, value: Any, path: str, depth: int) -> Any:
+        if isinstance(value, TensorRows):
+            value = value.records()
         if isinstance(value, TensorRecord):
             return Leaf(path, self.views.spec(value, path), self.views.recipe(value, path))
         if isinstance(value, dict):

@@ -64,8 +64,9 @@ def storage_table(source: FileSource, records: Storages, keys: Any, position: in
     if len(names) != len(keys) or len(set(names)) != len(names):
         raise corrupt(source.path, "its list of storages is malformed or names one twice")
     refs: dict[str, StorageRef] = {}
+    everything = records.everything()
     for key in names:
-        record = records.by_key.get(key)
+        record = everything.get(key)
         if record is None:
             raise corrupt(source.path, f"storage {show(key)!r} is in the file but nothing refers to it")
         raw = source.some(position, 8)
@@ -80,7 +81,7 @@ def storage_table(source: FileSource, records: Storages, keys: Any, position: in
             )
         refs[key] = StorageRef(source.path, position, nbytes, record.dtype, record.device)
         position += nbytes
-    for key, record in records.by_key.items():
+    for key, record in everything.items():
         if key not in refs:
             if record.nbytes:
                 raise corrupt(
