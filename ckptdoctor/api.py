@@ -43,10 +43,12 @@ def inspect(path: PathLike, *, deep: bool = False) -> Archive:
     ['state_dict']
     """
     from ckptdoctor.formats import open_checkpoint
-    from ckptdoctor.training.checks import archive_findings
 
-    archive = open_checkpoint(path)
-    archive = replace(archive, diagnostics=(*archive.diagnostics, *archive_findings(archive)))
+    archive = open_checkpoint(path, lazy=True)
+    if archive.mentions_optimizer:
+        from ckptdoctor.training.checks import archive_findings
+
+        archive = replace(archive, diagnostics=(*archive.diagnostics, *archive_findings(archive)))
     if deep:
         from ckptdoctor.formats import deep_check
 

@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 import click
 
 from ckptdoctor import __version__
-from ckptdoctor.cli.contract import check, files, lock, migrate, release
-from ckptdoctor.cli.examining import diagnose, plan
-from ckptdoctor.cli.looking import diff, explain, inspect
-from ckptdoctor.cli.repairing import apply, repair
 from ckptdoctor.cli.running import run
-from ckptdoctor.cli.training import extract, lint, strip
+
+# Command -> the module that has it, in the order of --help. Only the asked one is imported.
+COMMANDS = {
+    **dict.fromkeys(("inspect",), "looking"),
+    **dict.fromkeys(("diagnose", "plan"), "examining"),
+    **dict.fromkeys(("apply", "repair"), "repairing"),
+    **dict.fromkeys(("diff", "explain"), "looking"),
+    **dict.fromkeys(("lint", "strip", "extract"), "training"),
+    **dict.fromkeys(("lock", "check", "migrate", "release", "files"), "contract"),
+}
+
+
+class _Commands(click.Group):
+    """Imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = getattr(import_module(f"ckptdoctor.cli.{module}"), cmd_name)
+        return command
 
 
 @click.group(
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 loads strictly as it is, or done; 1 findings or open questions; 2 could not check.",
 )
@@ -28,14 +49,6 @@ def group() -> None:
     MODEL is model.py, model.py:factory_or_class, package.module:name, a reference checkpoint or a .tree file.
     Nothing in a checkpoint is ever executed.
     """
-
-
-for command in (
-    *(inspect, diagnose, plan, apply, repair, diff, explain),
-    *(lint, strip, extract),
-    *(lock, check, migrate, release, files),
-):
-    group.add_command(command)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -26,11 +26,12 @@ OF_ARRAYS = " that holds numpy arrays"  # what `torch.load` gives is no tensor t
 Array = tuple[TensorRecord, bytes, str]  # the tensor, its bytes, their byte order
 
 
-def place_arrays(root: Any, path: str, refs: dict[str, StorageRef]) -> bool:
-    """Put a tensor in the place of every numeric array that a dict or list of `root` holds; was there one?
+def place_arrays(root: Any, path: str, first: int = 0) -> dict[str, StorageRef]:
+    """Put a tensor in the place of every numeric array that a dict or list of `root` holds.
 
-    Its bytes, which the pickle holds itself, are added to `refs` as a storage of the file `path`.
+    Returns their bytes, which the pickle holds itself, as storages of the file `path`, numbered from `first`.
     """
+    refs: dict[str, StorageRef] = {}
     seen: set[int] = set()
     made: dict[int, TensorRecord] = {}
     stack = [root]
@@ -42,14 +43,14 @@ def place_arrays(root: Any, path: str, refs: dict[str, StorageRef]) -> bool:
         for key, value in _entries(node):
             if not (isinstance(value, Inert) and is_array(value)):
                 continue
-            if id(value) not in made and (found := array_record(value, f"#{len(refs)}")):
+            if id(value) not in made and (found := array_record(value, f"#{first + len(refs)}")):
                 record, content, byteorder = found
                 refs[record.storage.key] = inline_ref(path, record.storage, content, byteorder)
                 made[id(value)] = record
             if id(value) in made:
                 node[key] = made[id(value)]
         stack.extend(value for _, value in children(node, "", is_container))
-    return bool(made)
+    return refs
 
 
 def _entries(node: Any) -> list[tuple[Any, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,8 @@ from ckptdoctor.formats.content import Content
 from ckptdoctor.formats.facts import facts_inside
 from ckptdoctor.formats.globals import is_dangerous, is_harmless
 from ckptdoctor.formats.harvest import Slots, harvest
-from ckptdoctor.formats.inert import OrderedMapping, TensorRecord
+from ckptdoctor.formats.inert import OrderedMapping, TensorRecord, TensorRows
+from ckptdoctor.formats.lazy import LazySpecs, devices_of, sizes_of
 from ckptdoctor.formats.summaries import words
 from ckptdoctor.formats.unpickle import Names
 from ckptdoctor.formats.views import Views, element_size
@@ -46,7 +46,8 @@ def assemble(
     """
     named = names.made.keys() - expected
     walk = Walk(root, path)
-    views = Views(path, {key: ref.nbytes for key, ref in storages.items()})
+    sizes = sizes_of(storages)
+    views = Views(path, sizes)
     state_dicts = tuple(_state_dict(place, views, slots) for place in walk.found[:MOST_STATE_DICTS])
     tensors = walk.tensors + isinstance(root, TensorRecord)
     rest = walk.rest() if is_container(root) else {"(the file)": words(root)}
@@ -67,12 +68,19 @@ def assemble(
         hints={**hints, **envelope_hints(root)},
         facts=facts_inside(iter(walk.places.values())),
         files=(path,),
-        content=Content(root, path, {key: ref.nbytes for key, ref in storages.items()}),
+        content=_content(walk, state_dicts, sizes),
     )
     modules = {p.path: p.node.what for p in walk.found if p.kind == "module"}
     if format == "torchscript":
         modules = {}
     return replace(archive, diagnostics=diagnostics(archive, named, modules))
+
+
+def _content(walk: Walk, state_dicts: tuple[StateDict, ...], sizes: Mapping[str, int]) -> Content:
+    """The values of the file; where they are one state dict, no records are kept for it."""
+    if len(walk.places) == 1 and walk.found and isinstance(state_dicts[0].tree.specs, LazySpecs):
+        return Content.of_specs(state_dicts[0].tree.specs, walk.file)
+    return Content(walk.root, walk.file, sizes)
 
 
 def _state_dict(place: Place, views: Views, slots: Slots | None) -> StateDict:
@@ -85,6 +93,12 @@ def _state_dict(place: Place, views: Views, slots: Slots | None) -> StateDict:
                 _add_recipe(recipes, views, entry.key, entry.record)
         return StateDict(place.path, ParamTree(specs), _note(place), recipes)
     node = place.node
+    if place.pure:
+        plain = views.row_specs(node) if type(node) is TensorRows else views.plain_specs(node)
+        if type(node) is TensorRows:
+            node = node.records() if plain is None else OrderedMapping.of_state(node.state)
+        if plain is not None:
+            return StateDict(place.path, ParamTree(plain, versions=_versions(node)), _note(place))
     entries = node.items() if isinstance(node, dict) else enumerate(node)
     extra: dict[str, str] = {}
     spec = views.spec
@@ -113,7 +127,7 @@ def _note(place: Place) -> str:
         notes.append(f"harvested from a pickled {show(place.node.what, 80)}")
     if place.kind == "list":
         notes.append("a list of tensors, keyed by position")
-    elif place.kind == "mapping" and not all(isinstance(k, str) for k in place.node):
+    elif place.kind == "mapping" and not place.pure and not all(isinstance(k, str) for k in place.node):
         notes.append("some keys are no strings")
     if place.aliases:
         notes.append("also at " + ", ".join(show(a, 80) for a in place.aliases))
@@ -166,7 +180,7 @@ def diagnostics(
 def storage_findings(archive: Archive) -> list[Diagnostic]:
     """CKD403 and CKD404, which every format can have."""
     found = []
-    devices = Counter(ref.device for ref in archive.storages.values())
+    devices = devices_of(archive.storages)
     del devices["cpu"]
     if devices:
         found.append(findings.foreign_devices(archive.path, dict(devices.most_common())))
@@ -182,7 +196,10 @@ def bloat(archive: Archive) -> tuple[int, int, list[str]]:
     keys: dict[str, list[str]] = {}
     sizes: dict[tuple[tuple[int, ...], str], int] = {}
     for state_dict in archive.state_dicts:
-        for key, spec in state_dict.tree.specs.items():
+        specs = state_dict.tree.specs
+        if isinstance(specs, LazySpecs) and all(_whole(kind) for kind in specs.kinds):
+            continue
+        for key, spec in specs.items():
             kind = (spec.shape, spec.dtype)
             size = sizes.get(kind)
             if size is None:
@@ -191,6 +208,10 @@ def bloat(archive: Archive) -> tuple[int, int, list[str]]:
                 shown.setdefault(spec.storage, {})[spec.offset, spec.shape] = size
                 keys.setdefault(spec.storage, []).append(key)
     loose = {s: archive.storages[s].nbytes - sum(parts.values()) for s, parts in shown.items()}
-    stored = sum(ref.nbytes for ref in archive.storages.values())
+    stored = sum(sizes_of(archive.storages).values())
     hidden = sum(n for n in loose.values() if n > 0)
     return stored, stored - hidden, [k for s, n in loose.items() if n > BLOAT_BYTES for k in keys[s]]
+
+
+def _whole(spec: TensorSpec) -> bool:
+    return spec.numel * element_size(spec.dtype) >= spec.storage_bytes

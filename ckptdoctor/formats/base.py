@@ -104,6 +104,12 @@ class Archive:
     # What is in no state dict, as plain values; None where the format has nothing of the kind.
     content: Content | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def mentions_optimizer(self) -> bool:
+        """Whether something beside the state dicts may be the state of an optimizer."""
+        named = (text for row in self.rest.items() for text in row)
+        return self.content is not None and any("optim" in text for text in named)
+
     def __getitem__(self, path: str) -> StateDict:
         """The state dict at `path`; raises KeyError with the paths that exist."""
         for state_dict in self.state_dicts:

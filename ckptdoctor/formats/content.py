@@ -9,18 +9,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.formats.arrays import MAKERS, array_record, is_array
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
-from ckptdoctor.formats.blobs import Files, pieces
-from ckptdoctor.formats.inert import DtypeName, Inert, StorageRecord, TensorRecord
+from ckptdoctor.formats.inert import DtypeName, Inert, StorageRecord, TensorRecord, TensorRows
 from ckptdoctor.formats.source import corrupt
 from ckptdoctor.formats.summaries import words
-from ckptdoctor.formats.tensors import TensorReader
 from ckptdoctor.formats.views import Views
 from ckptdoctor.formats.walk import join
 from ckptdoctor.trees import DTYPE_SIZES, ParamTree, TensorSpec
+
+if TYPE_CHECKING:
+    from ckptdoctor.formats.tensors import TensorReader
 
 DEEPEST = 200  # of plain values; a training status is a few levels deep
 MOST = 5_000_000  # values of one file
@@ -59,11 +60,21 @@ class Content:
         self._root = root
         self._views = Views(path, nbytes)
         self._made: Any = None
+        self._specs: Mapping[str, TensorSpec] | None = None
         self._storages: dict[str, StorageRef] = {}
+
+    @classmethod
+    def of_specs(cls, specs: Mapping[str, TensorSpec], path: str) -> Content:
+        """The values of a file that is nothing but these tensors."""
+        made = cls(None, path, {})
+        made._specs = specs
+        return made
 
     @property
     def value(self) -> Any:
         """The root object in plain values; raises CorruptCheckpointError naming a tensor that is wrong."""
+        if self._made is None and self._specs is not None:
+            self._made = ({key: Leaf(join("", key), spec) for key, spec in self._specs.items()},)
         if self._made is None:
             self._made = (_Plain(self._views, self._storages).of(self._root, "", 0),)
         return self._made[0]
@@ -76,6 +87,8 @@ class Content:
 
 def leaf_reader(archive: Archive, leaves: Mapping[str, Leaf], *, check_crc: bool = True) -> TensorReader:
     """A reader of the tensors of ``leaves`` by their names in it."""
+    from ckptdoctor.formats.tensors import TensorReader
+
     more = archive.content.storages if archive.content is not None else {}
     whole = replace(archive, storages={**archive.storages, **more})
     recipes = {name: leaf.recipe for name, leaf in leaves.items() if leaf.recipe is not None}
@@ -85,6 +98,8 @@ def leaf_reader(archive: Archive, leaves: Mapping[str, Leaf], *, check_crc: bool
 
 def scalar(archive: Archive, leaf: Leaf) -> float | int | None:
     """The value of a tensor of one element, read without torch; None where it is none, or of an odd dtype."""
+    from ckptdoctor.formats.blobs import Files, pieces
+
     spec = leaf.spec
     more = archive.content.storages if archive.content is not None else {}
     ref = archive.storages.get(spec.storage) or more.get(spec.storage)
@@ -148,6 +163,8 @@ class _Plain:
         return result
 
     def _new(self, value: Any, path: str, depth: int) -> Any:
+        if isinstance(value, TensorRows):
+            value = value.records()
         if isinstance(value, TensorRecord):
             return Leaf(path, self.views.spec(value, path), self.views.recipe(value, path))
         if isinstance(value, dict):

@@ -12,7 +12,8 @@ from ckptdoctor.formats.blobs import Files, crc_fits
 from ckptdoctor.formats.findings import bad_crc, non_finite
 from ckptdoctor.formats.source import FileSource
 from ckptdoctor.formats.words import show
-from ckptdoctor.formats.zip_directory import DEFLATED, Directory, Member
+from ckptdoctor.formats.zip_directory import DEFLATED, Directory
+from ckptdoctor.formats.zip_members import Member
 
 if TYPE_CHECKING:
     import torch

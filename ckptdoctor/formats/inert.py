@@ -93,8 +93,16 @@ class OrderedMapping(dict[Any, Any]):
 
     def __init__(self, pairs: Any = (), *_: Any) -> None:
         """From a list of pairs, as Python 2 wrote it. Keys are checked: hashing some never ends."""
-        entries = pairs.items() if isinstance(pairs, dict) else pairs
-        super().__init__((_simple(key), value) for key, value in entries)
+        if pairs:
+            entries = pairs.items() if isinstance(pairs, dict) else pairs
+            super().__init__((_simple(key), value) for key, value in entries)
+
+    @classmethod
+    def of_state(cls, state: Any) -> OrderedMapping:
+        """An empty one with these attributes."""
+        made = cls()
+        made.state = state
+        return made
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -147,40 +155,122 @@ class StorageType(Closed):
 class StorageRecord(Closed):
     """One storage as a persistent id names it; ``numel`` counts elements of ``dtype``."""
 
-    __slots__ = ("device", "dtype", "key", "nbytes", "numel", "root", "root_offset")
+    __slots__ = ("device", "dtype", "key", "nbytes", "numel")
+    root: StorageRecord | None = None
+    root_offset = 0
 
     def __init__(self, key: str, dtype: str, device: str, numel: int) -> None:
         self.key = key
-        self.dtype = dtype or "uint8"
+        self.dtype = dtype = dtype or "uint8"
         self.device = device
         self.numel = numel
-        self.nbytes = numel * DTYPE_SIZES[self.dtype]
-        self.root: StorageRecord | None = None  # a legacy view record: part of that storage,
-        self.root_offset = 0  # from this element on
+        self.nbytes = numel * DTYPE_SIZES[dtype]
+
+
+class StorageView(StorageRecord):
+    """A legacy view record: part of another storage, from one of its elements on."""
+
+    __slots__ = ("root", "root_offset")
+
+    def __init__(self, key: str, root: StorageRecord, offset: int, numel: int) -> None:
+        super().__init__(key, root.dtype, root.device, numel)
+        self.root = root
+        self.root_offset = offset
+
+
+def _more(name: str, default: Any = None) -> Any:
+    """An attribute that few records have."""
+
+    def read(record: TensorRecord) -> Any:
+        return default if record.more is None else record.more.get(name, default)
+
+    def write(record: TensorRecord, value: Any) -> None:
+        record.more = {**(record.more or {}), name: value}
+
+    return property(read, write)
+
+
+_blank: Any = object.__new__
 
 
 class TensorRecord:
-    """One tensor as the file rebuilds it. Not checked yet: any field may hold anything."""
+    """One tensor as the file rebuilds it. Not checked yet: any field may hold anything.
 
-    __slots__ = ("dtype", "layout", "offset", "param", "parts", "size", "storage", "stride", "values")
+    The class itself is what ``torch._utils._rebuild_tensor_v2`` becomes, with its arguments: it is called for
+    nearly every tensor of every file. It is complete once it was made (NEWOBJ calls ``__new__`` alone).
+    """
 
-    def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, dtype: Any = None) -> None:
+    __slots__ = ("more", "offset", "size", "storage", "stride")
+    storage: Any
+    offset: Any
+    size: Any
+    stride: Any
+    more: dict[str, Any] | None
+
+    def __new__(
+        cls, storage: Any, offset: Any, size: Any, stride: Any, grad: Any = None, hooks: Any = None,
+        bits: Any = None,
+    ) -> TensorRecord:  # fmt: skip
+        """A plain view, or one with lazy ``bits``."""
+        self: TensorRecord = _blank(cls)
         self.storage = storage
         self.offset = offset
         self.size = size
         self.stride = stride
-        self.dtype = dtype  # None: that of the storage
-        self.param = False
-        self.layout = "strided"
-        self.parts: dict[str, Any] | None = None  # role -> TensorRecord, for sparse and the like
-        self.values: dict[str, Any] | None = None
+        self.more = _lazy_bits(bits) if bits else None
+        return self
+
+    dtype = _more("dtype")  # None: that of the storage
+    param = _more("param", False)
+    layout = _more("layout", "strided")
+    parts = _more("parts")  # role -> TensorRecord, for sparse and the like
+    values = _more("values")
 
     def __setstate__(self, state: Any) -> None:
         """Python attributes of a tensor (old Variables, subclasses) do not matter here."""
 
     def as_parameter(self) -> TensorRecord:
         """The same tensor as an nn.Parameter."""
-        other = TensorRecord(self.storage, self.offset, self.size, self.stride, self.dtype)
-        other.layout, other.parts, other.values = self.layout, self.parts, self.values
-        other.param = True
+        other = TensorRecord(self.storage, self.offset, self.size, self.stride)
+        other.more = {**(self.more or {}), "param": True}
         return other
+
+
+def _lazy_bits(bits: Any) -> dict[str, Any] | None:
+    """Lazy conjugation and negation: the values differ from the stored ones."""
+    if isinstance(bits, dict) and (bits.get("conj") or bits.get("neg")):
+        return {"layout": "lazy", "values": {"conj": bool(bits.get("conj")), "neg": bool(bits.get("neg"))}}
+    return None
+
+
+class TensorRows:
+    """A mapping of texts to plain tensors, by columns. ``tensors`` are the different ones, and ``kinds`` says
+    which of them each is like in all but its storage, whose key is in ``storages``. ``state`` is that of an
+    :class:`OrderedMapping`.
+    """
+
+    __slots__ = ("keys", "kinds", "state", "storages", "tensors")
+
+    def __init__(self, state: Any) -> None:
+        self.keys: list[str] = []
+        self.storages: list[str] = []
+        self.kinds: list[int] = []
+        self.tensors: list[TensorRecord] = []
+        self.state = state
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def record(self, i: int) -> TensorRecord:
+        """One of them."""
+        kind = self.tensors[self.kinds[i]]
+        of = kind.storage
+        storage = StorageRecord(self.storages[i], of.dtype, of.device, of.numel)
+        storage.nbytes = of.nbytes
+        return TensorRecord(storage, kind.offset, kind.size, kind.stride)
+
+    def records(self) -> OrderedMapping:
+        """All one by one."""
+        made = OrderedMapping.of_state(self.state)
+        made.update((key, self.record(i)) for i, key in enumerate(self.keys))
+        return made

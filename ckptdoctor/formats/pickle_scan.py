@@ -5,8 +5,8 @@ of a dict key (tuples nested deep crash it, tuples that repeat each other take f
 process-wide extension registry. None of them is of use to a checkpoint. The scan walks the opcodes
 with a stack of weights: how many objects hashing each one would visit.
 
-The opcodes are those of ``Lib/pickletools.py``. Tensor records as ``torch.save`` writes them are
-skipped by one regular expression, which makes the scan cheap.
+The opcodes are those of ``Lib/pickletools.py``. Keys and tensor records as ``torch.save`` writes them are
+skipped by regular expressions (see `pickle_records`), which makes the scan cheap.
 """
 
 from __future__ import annotations
@@ -22,29 +22,24 @@ MARGIN = 1 << 12  # opcodes, their arguments and records end within this (long s
 HEAVIEST_KEY = 4000
 ENOUGH = 1 << 40
 RECORD_WEIGHT = 64  # more than any tuple inside a tensor record weighs
+SMALL, LARGE = 1 << 15, BLOCK  # bytes from which one record at a time, and many, are skipped
+SLACK = 8  # bytes of a pickle for one memo index, at least; torch.save needs more than ten
 LONGEST_LINE = 1 << 24
 MARK = -1
 
 
-def _record(bound: int) -> re.Pattern[bytes]:
-    """One rebuilt tensor of known shape, without the byte of MEMOIZE inside an argument.
+class Run:
+    """A run of keys, each with its tensor, as rows of what differs; ``start`` and ``end`` are in the file."""
 
-    Memo indices are below ``bound`` (rounded up to a multiple of 65,536).
-    """
-    get, integer = rb"(?:h[^\x94]|j[^\x94]{4})", rb"(?:K[^\x94]|M[^\x94]{2}|J[^\x94]{4})"
-    third, fourth = min(bound >> 16, 0xFF), bound >> 24
-    high = b"[\\x%02x-\\x%02x]"
-    put = rb"(?:q[^\x94]|r[^\x94]{2}" + high % (0, third) + high % (0, fourth) + rb"|\x94)?"
-    lengths = [5, 3, 4, 6, 1, 2, *range(7, 24)]  # storage keys and location tags
-    text = rb"X(?:%s)|\x8c(?:%s)" % (
-        b"|".join(rb"\x%02x\0\0\0[^\x94]{%d}" % (n, n) for n in lengths),
-        b"|".join(rb"\x%02x[^\x94]{%d}" % (n, n) for n in lengths),
-    )
-    size = rb"(?:\)|I\x85|II\x86|III\x87|\(I{0,12}t|G)P".replace(b"I", integer)
-    shape = b"(?:" + get + b"|(?:" + text + b")P)"
-    whole = rb"G\(\(GG" + shape + shape + rb"IN?tPQPI" + size + size + rb"[\x88\x89]G\)RPG?tPRP"
-    whole = whole.replace(integer, b"I").replace(b"I", integer)
-    return re.compile(whole.replace(b"G", get).replace(b"P", put), re.S)
+    def __init__(self, start: int, end: int, rows: list[tuple[bytes, ...]]) -> None:
+        self.start, self.end = start, end
+        keys, functions, storages, *rest = zip(*rows, strict=True)
+        # Before each text stand the four bytes of its length.
+        self.keys = [key[4:].decode("utf-8", "surrogatepass") for key in keys]
+        self.storages = [key[4:].decode("utf-8", "surrogatepass") for key in storages]
+        known: dict[tuple[bytes, ...], int] = {}
+        self.first = list(map(known.setdefault, zip(functions, *rest, strict=True), range(len(rows))))
+        self.kinds = {i: kind for kind, i in known.items()}  # number of its first row -> all but key, storage
 
 
 class Scan:
@@ -61,8 +56,12 @@ class Scan:
         self._memo: dict[int, int] = {}
         self._puts = self._memoized = False
         self._count = 0
-        self._bound = 1 << 19
-        self._skip = _record(self._bound * 2)
+        self._bound = 1 << 20  # of memo indices that are always allowed
+        self._skip: Match | None = None  # of one record
+        self._skip_run: tuple[Match, FindAll] | None = None  # of many, each with its key
+        self.runs: list[Run] | None = []  # None: something refers into one
+        self._since: set[int] | None = None  # memo indices from 256 on that were set since the last run
+        self.end = 0  # behind STOP
 
     def run(self) -> None:
         """Walk to STOP."""
@@ -70,17 +69,21 @@ class Scan:
             if self._at >= self._stop:
                 self._refill()
             op = self._data[self._at]
-            if op in _GETS:
-                found = self._skip.match(self._data, self._at)
+            if op in _KEYS:
+                if self._skip_run is not None and self._run_skipped():
+                    continue
+                if self._key(op):
+                    continue
+            elif op in _GETS and self._skip is not None:
+                found = self._skip(self._data, self._at)
                 if found is not None:
                     self._record_skipped(found.end())
                     continue
-            elif op in _KEYS and self._key(op):
-                continue
             self._at += 1
             handler = _HANDLERS[op]
             if handler is None:
                 if op == _STOP:
+                    self.end = self._base + self._at
                     return
                 raise pickle.UnpicklingError(f"opcode {op:#04x} is unknown, or is none that a file may use")
             handler(self, op)
@@ -110,6 +113,8 @@ class Scan:
                 return False
             self._memo[index] = 1
             self._puts = True
+            if self._since is not None:
+                self._since.add(index)
             end += 5
         self._at = end
         self._stack.append(1)
@@ -127,12 +132,36 @@ class Scan:
         self._stop = len(self._data) - (0 if last else MARGIN)
         if self._stop <= 0:  # a short read in the middle of the file
             self._stop = len(self._data)
-        if position - self._start > self._bound:
-            self._bound = 2 * (position - self._start)
-            self._skip = _record(self._bound * 2)
+        while position - self._start > SLACK * self._bound:
+            self._bound *= 4
+        if self._stop > SMALL:
+            from ckptdoctor.formats.pickle_records import record, run
+
+            self._skip = record(self._bound)
+            large = self._skip_run is not None or len(self._data) >= LARGE
+            self._skip_run = run(self._bound) if large and not self._memoized else None
+
+    def _run_skipped(self) -> bool:
+        """Keys and their tensors, as many as follow each other with one way of numbering the memo."""
+        assert self._skip_run is not None
+        match, rows = self._skip_run
+        found = match(self._data, self._at)
+        if found is None or self._memoized:
+            return False
+        end = found.end()
+        # A key, and something heavier than all that is behind it: it would be refused as a key itself.
+        self._stack += (1, RECORD_WEIGHT * (end - self._at))
+        if self.runs is not None:
+            self.runs.append(Run(self._base + self._at, self._base + end, rows(self._data, self._at, end)))
+            self._since = set()
+        self._at = end
+        self._puts = True
+        return True
 
     def _record_skipped(self, end: int) -> None:
         memoized = self._data.count(b"\x94", self._at, end)
+        if self._since is not None and self._data.find(b"j", self._at, end) >= 0:
+            self.runs = self._since = None  # it may mean something in a run
         self._at = end
         self._stack.append(1)
         if memoized:
@@ -311,12 +340,19 @@ class Scan:
         if not self._stack or self._stack[-1] == MARK:
             raise pickle.UnpicklingError("it remembers what is not there")
         self._memo[index] = self._stack[-1]
+        if self._since is not None:
+            self._since.add(index)
 
     def on_get(self, op: int) -> None:
         """GET, BINGET, LONG_BINGET."""
         index = self._index() if op == ord("g") else self._take(_FIXED[op])
         self._stack.append(self._memo.get(index, RECORD_WEIGHT))
+        if self._since is not None and index > 0xFF and index not in self._since:
+            self.runs = self._since = None
 
+
+Match = Callable[[bytes, int], "re.Match[bytes] | None"]
+FindAll = Callable[[bytes, int, int], list[tuple[bytes, ...]]]
 
 _GETS = frozenset(b"hj")
 _KEYS = frozenset(b"X\x8c")

@@ -50,7 +50,7 @@ class _Pickle:
                 "the index of a distributed checkpoint (DCP folder)",
                 "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER checkpoint.pth",
             )
-        place_arrays(root, self.source.path, self.refs)
+        self.refs |= place_arrays(root, self.source.path, len(self.refs))
         if not self.refs:
             raise foreign(
                 self.source.path,

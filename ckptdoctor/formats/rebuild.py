@@ -64,25 +64,14 @@ def _tensor_v1(storage: Any, offset: Any, size: Any, stride: Any) -> TensorRecor
     return TensorRecord(storage, offset, size, stride)
 
 
-def _tensor_v2(
-    storage: Any, offset: Any, size: Any, stride: Any, grad: Any = None, hooks: Any = None, bits: Any = None
-) -> TensorRecord:
-    record = TensorRecord(storage, offset, size, stride)
-    return _with_bits(record, bits) if bits else record
-
-
 def _tensor_v3(
     storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, bits: Any = None
 ) -> TensorRecord:
-    record = TensorRecord(storage, offset, size, stride, dtype)
-    return _with_bits(record, bits) if bits else record
+    return _typed(TensorRecord(storage, offset, size, stride, bits=bits), dtype)
 
 
-def _with_bits(record: TensorRecord, bits: Any) -> TensorRecord:
-    """Lazy conjugation and negation: the values differ from the stored ones."""
-    if isinstance(bits, dict) and (bits.get("conj") or bits.get("neg")):
-        record.layout = "lazy"
-        record.values = {"conj": bool(bits.get("conj")), "neg": bool(bits.get("neg"))}
+def _typed(record: TensorRecord, dtype: Any) -> TensorRecord:
+    record.dtype = dtype
     return record
 
 
@@ -138,13 +127,13 @@ def _nested(buffer: Any, sizes: Any, strides: Any, offsets: Any) -> TensorRecord
 
 
 def _meta(dtype: Any, size: Any, stride: Any, *_: Any) -> TensorRecord:
-    record = TensorRecord(None, 0, size, stride, dtype)
+    record = _typed(TensorRecord(None, 0, size, stride), dtype)
     record.layout = "meta"
     return record
 
 
 def _wrapper_subclass(cls: Any, dtype: Any, size: Any, stride: Any, *_: Any) -> TensorRecord:
-    record = TensorRecord(None, 0, size, stride, dtype)
+    record = _typed(TensorRecord(None, 0, size, stride), dtype)
     record.layout = "subclass"
     record.values = {"class": _name_of(cls)}
     return record
@@ -157,7 +146,7 @@ def _from_cpu_tensor(data: Any, dtype: Any, device: Any, *_: Any) -> Any:
 
 
 def _from_numpy(array: Any, dtype: Any, device: Any, *_: Any) -> TensorRecord:
-    record = TensorRecord(None, 0, None, None, dtype)
+    record = _typed(TensorRecord(None, 0, None, None), dtype)
     record.layout = "numpy"
     record.values = {"array": array, "device": device}
     return record
@@ -165,7 +154,7 @@ def _from_numpy(array: Any, dtype: Any, device: Any, *_: Any) -> TensorRecord:
 
 def _from_type(function: Any, cls: Any, args: Any, state: Any = None) -> Any:
     """`torch._tensor._rebuild_from_type_v2`: a subclass, or a tensor with Python attributes."""
-    if not isinstance(function, Function):
+    if not isinstance(function, Function) and function is not TensorRecord:
         return Inert(function, cls, args, state)
     made = function(*args)
     if not isinstance(made, TensorRecord):
@@ -234,7 +223,6 @@ def _first(value: Any = None, *_: Any) -> Any:
 def _known() -> dict[tuple[str, str], Any]:
     utils: dict[str, Callable[..., Any]] = {
         "_rebuild_tensor": _tensor_v1,
-        "_rebuild_tensor_v2": _tensor_v2,
         "_rebuild_tensor_v3": _tensor_v3,
         "_rebuild_parameter": _parameter,
         "_rebuild_parameter_with_state": _parameter,
@@ -249,6 +237,7 @@ def _known() -> dict[tuple[str, str], Any]:
         "_rebuild_xla_tensor": _from_numpy,
     }
     known: dict[tuple[str, str], Any] = {("torch._utils", n): Function(f) for n, f in utils.items()}
+    known["torch._utils", "_rebuild_tensor_v2"] = TensorRecord
     for module in ("torch._tensor", "torch.tensor"):
         known[module, "_rebuild_from_type"] = known[module, "_rebuild_from_type_v2"] = Function(_from_type)
         known[module, "Tensor"] = TENSOR

@@ -41,14 +41,14 @@ def open_legacy(source: FileSource) -> Archive:
     hints = {"torch": "before 1.6, or saved with _use_new_zipfile_serialization=False", "byteorder": "little"}
     if isinstance(info, dict) and info.get("little_endian") is False:
         hints["saved_on"] = "a big-endian machine"
-    arrays = not storages and place_arrays(root, source.path, storages)
+    arrays = {} if storages else place_arrays(root, source.path)
     return assemble(
         root,
         names,
-        storages,
+        storages or arrays,
         path=source.path,
         format="pickle" if arrays else "torch-legacy",
-        description="legacy torch (before 1.6)" + OF_ARRAYS * arrays,
+        description="legacy torch (before 1.6)" + OF_ARRAYS * bool(arrays),
         size=source.size,
         hints=hints,
     )
@@ -66,8 +66,9 @@ def storage_table(source: FileSource, records: Storages, keys: Any, position: in
     if len(names) != len(keys) or len(set(names)) != len(names):
         raise corrupt(source.path, "its list of storages is malformed or names one twice")
     refs: dict[str, StorageRef] = {}
+    everything = records.everything()
     for key in names:
-        record = records.by_key.get(key)
+        record = everything.get(key)
         if record is None:
             raise corrupt(source.path, f"storage {show(key)!r} is in the file but nothing refers to it")
         raw = source.some(position, 8)
@@ -82,7 +83,7 @@ def storage_table(source: FileSource, records: Storages, keys: Any, position: in
             )
         refs[key] = StorageRef(source.path, position, nbytes, record.dtype, record.device)
         position += nbytes
-    for key, record in records.by_key.items():
+    for key, record in everything.items():
         if key not in refs:
             if record.nbytes:
                 raise corrupt(

@@ -12,7 +12,7 @@ from typing import Any
 from ckptdoctor.errors import CorruptCheckpointError
 from ckptdoctor.formats.assemble import assemble
 from ckptdoctor.formats.base import Archive, StorageRef
-from ckptdoctor.formats.inert import StorageRecord, StorageType, TensorRecord
+from ckptdoctor.formats.inert import StorageRecord, StorageType, StorageView, TensorRecord
 from ckptdoctor.formats.sniff import foreign
 from ckptdoctor.formats.source import FileSource, Window, corrupt
 from ckptdoctor.formats.unpickle import Names, text, unpickle
@@ -147,10 +147,8 @@ class _Tar:
                 raise self._bad("its list of views is malformed")
             if offset < 0 or numel < 0 or (offset + numel) * element_size(root.dtype) > root.nbytes:
                 raise self._bad(f"view {show(key)!r} ends outside its storage")
-            made = StorageRecord(key, root.dtype, root.device, numel)
-            made.root = root if root.root is None else root.root
-            made.root_offset = root.root_offset + offset
-            self.objects[key] = made
+            whole = root if root.root is None else root.root
+            self.objects[key] = StorageView(key, whole, root.root_offset + offset, numel)
 
     def _tensors(self, window: Window) -> None:
         for _ in range(self._count(window, "tensors")):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from operator import gt
 
 from ckptdoctor.errors import CorruptCheckpointError
 from ckptdoctor.formats.arrays import OF_ARRAYS, place_arrays
@@ -10,11 +12,13 @@ from ckptdoctor.formats.assemble import assemble
 from ckptdoctor.formats.base import Archive, StorageRef
 from ckptdoctor.formats.harvest import Slots
 from ckptdoctor.formats.inert import StorageRecord
+from ckptdoctor.formats.lazy import LazyStorages
 from ckptdoctor.formats.sniff import foreign
 from ckptdoctor.formats.source import FileSource, Window, corrupt, window_of_bytes
 from ckptdoctor.formats.unpickle import Names, Storages, unpickle
 from ckptdoctor.formats.words import listing, show
-from ckptdoctor.formats.zip_directory import DEFLATED, STORED, Directory, Member
+from ckptdoctor.formats.zip_directory import DEFLATED, STORED, Directory
+from ckptdoctor.formats.zip_members import Member
 
 SMALL = 1 << 16
 LARGEST_PICKLE = 1 << 32
@@ -25,9 +29,7 @@ def open_zip(source: FileSource) -> Archive:
     """Read a zip checkpoint; raises UnknownFormatError for a zip of another kind."""
     directory = Directory(source)
     root = _root(source.path, directory)
-    scripted = root + "constants.pkl" in directory.members or any(
-        n.startswith(root + "code/") for n in directory.members
-    )
+    scripted = root + "constants.pkl" in directory.members or directory.members.has_under(root + "code/")
     byteorder = _small(directory, root + "byteorder") or "little"
     if byteorder not in ("little", "big"):
         raise corrupt(source.path, f"its byte order is {show(byteorder, 20)!r}, neither little nor big")
@@ -35,19 +37,15 @@ def open_zip(source: FileSource) -> Archive:
     records = Storages(names)
     window = _window(source, directory, directory.members[root + "data.pkl"])
     tree = unpickle(window, names, records, path=source.path, what=f"{show(root)}data.pkl")
-    crcs = any(m.crc for n, m in directory.members.items() if n.startswith(root + "data/"))
-    storages = {
-        key: _storage(source, directory, root, record, byteorder, crcs)
-        for key, record in records.by_key.items()
-    }
-    arrays = not storages and place_arrays(tree, source.path, storages)
+    storages = _storages(source, directory, root, records, byteorder)
+    arrays = {} if storages else place_arrays(tree, source.path)
     return assemble(
         tree,
         names,
-        storages,
+        storages or arrays,
         path=source.path,
         format="torchscript" if scripted else "pickle" if arrays else "torch-zip",
-        description="TorchScript archive" if scripted else "torch zip" + OF_ARRAYS * arrays,
+        description="TorchScript archive" if scripted else "torch zip" + OF_ARRAYS * bool(arrays),
         size=source.size,
         hints=_hints(directory, root, byteorder),
         slots=_script_slots(directory, root) if scripted else None,
@@ -57,7 +55,9 @@ def open_zip(source: FileSource) -> Archive:
 def _root(path: str, directory: Directory) -> str:
     """The folder (with its slash) that all members are in; any name, also none."""
     names = directory.members
-    found = [n[: -len("data.pkl")] for n in names if n == "data.pkl" or n.endswith("/data.pkl")]
+    found = [
+        n[: -len("data.pkl")] for n in names.ending("data.pkl") if n == "data.pkl" or n.endswith("/data.pkl")
+    ]
     depth = min((r.count("/") for r in found), default=0)
     roots = [r for r in found if r.count("/") == depth]
     if len(roots) == 1:
@@ -69,7 +69,7 @@ def _root(path: str, directory: Directory) -> str:
     raise _other_zip(path, names)
 
 
-def _other_zip(path: str, names: dict[str, Member]) -> Exception:
+def _other_zip(path: str, names: Mapping[str, Member]) -> Exception:
     """What a zip without data.pkl is."""
     if any(n.endswith(".data/extern_modules") for n in names):
         return foreign(
@@ -118,6 +118,39 @@ def _window(source: FileSource, directory: Directory, member: Member) -> Window:
         start = directory.checked_offset(member)
         return Window(source.some, start, start + member.size)
     return window_of_bytes(directory.read(member, LARGEST_PICKLE))
+
+
+def _storages(
+    source: FileSource, directory: Directory, root: str, records: Storages, byteorder: str
+) -> Mapping[str, StorageRef]:
+    members, folder = directory.members, root + "data/"
+    crcs = any(crc for n, crc in zip(members, members.crc, strict=True) if crc and n.startswith(folder))
+    plain = _plain_storages(source, directory, folder, records, byteorder, crcs)
+    if plain is not None:
+        return plain
+    return {
+        key: _storage(source, directory, root, record, byteorder, crcs)
+        for key, record in records.everything().items()
+    }
+
+
+def _plain_storages(
+    source: FileSource, directory: Directory, folder: str, records: Storages, byteorder: str, crcs: bool
+) -> LazyStorages | None:
+    """All storages at once, checked as `_storage` does; None where one is missing or not plainly stored."""
+    members = directory.members
+    keys, tags, due = records.columns()
+    numbers = members.numbers([folder + key for key in keys])
+    if numbers is None:
+        return None
+    packed, sizes = members.pick(members.packed, numbers), members.pick(members.size, numbers)
+    if set(members.pick(members.method, numbers)) != {STORED} or packed != sizes or any(map(gt, due, sizes)):
+        return None
+    if any(flags & 1 for flags in set(members.pick(members.flags, numbers))):
+        return None
+    offsets = directory.data_offsets(numbers)
+    sums = members.pick(members.crc, numbers) if crcs else None
+    return LazyStorages(keys, source.path, folder, (offsets, sizes, sums), tags, byteorder)
 
 
 def _storage(

@@ -7,7 +7,7 @@ import re
 from typing import Any, Protocol
 
 from ckptdoctor.errors import ReadError
-from ckptdoctor.formats.inert import Inert, StorageRecord, StorageType, stand_in
+from ckptdoctor.formats.inert import Inert, StorageRecord, StorageType, StorageView, TensorRows, stand_in
 from ckptdoctor.formats.pickle_scan import Scan
 from ckptdoctor.formats.rebuild import STORAGE_DTYPES, resolve
 from ckptdoctor.formats.source import Window, corrupt
@@ -56,9 +56,45 @@ class Storages:
         self.names = names or Names()
         self.by_key: dict[str, StorageRecord] = {}
         self.views: dict[str, StorageRecord] = {}
+        self.rows: list[TensorRows] = []  # their storages are not in `by_key`, unless they stood alone
+
+    def everything(self) -> dict[str, StorageRecord]:
+        """All storages, those in rows too."""
+        found = dict(self.by_key)
+        for rows in self.rows:
+            for record in rows.records().values():
+                found.setdefault(record.storage.key, record.storage)
+        return found
+
+    def columns(self) -> tuple[list[str], list[tuple[str, str]], list[int]]:
+        """Keys, dtypes with devices, and bytes of all; as the file has them, where state dicts come first."""
+        keys: list[str] = []
+        tags: list[tuple[str, str]] = []
+        nbytes: list[int] = []
+        for rows in self.rows:
+            of = [tensor.storage for tensor in rows.tensors]
+            keys += rows.storages
+            tags += map([(s.dtype, s.device) for s in of].__getitem__, rows.kinds)
+            nbytes += map([s.nbytes for s in of].__getitem__, rows.kinds)
+        known = set(keys)
+        alone = [record for key, record in self.by_key.items() if key not in known]
+        if len(known) != len(keys):  # two state dicts have some in common
+            keys, tags, nbytes, alone = [], [], [], list(self.everything().values())
+        keys += [s.key for s in alone]
+        tags += [(s.dtype, s.device) for s in alone]
+        nbytes += [s.nbytes for s in alone]
+        return keys, tags, nbytes
 
     def resolve(self, pid: Any) -> Any:
         """``("storage", type, key, location, numel[, view])`` or ``("module", class, file, source)``."""
+        if type(pid) is tuple and len(pid) == 5 and pid[0] == "storage":  # nearly all
+            _, kind, key, device, numel = pid
+            if type(key) is str and type(device) is str and type(kind) is StorageType and type(numel) is int:
+                record = self.by_key.get(key)
+                if record is None and 0 <= numel < MOST_ELEMENTS:
+                    record = self.by_key[key] = StorageRecord(key, kind.dtype, device, numel)
+                if record is not None and numel == record.numel:
+                    return record
         if type(pid) is tuple and 5 <= len(pid) <= 6 and (pid[0] == "storage" or text(pid[0]) == "storage"):
             return self.get(*pid[1:])
         if isinstance(pid, tuple) and len(pid) == 4 and text(pid[0]) == "module":
@@ -97,8 +133,7 @@ class Storages:
             raise pickle.UnpicklingError(f"view {key!r} ends outside storage {root.key!r}")
         made = self.views.get(key)
         if made is None:
-            made = self.views[key] = StorageRecord(key, root.dtype, root.device, numel)
-            made.root, made.root_offset = root, offset
+            made = self.views[key] = StorageView(key, root, offset, numel)
         return made
 
 
@@ -125,17 +160,14 @@ class SafeUnpickler(pickle.Unpickler):
     """`find_class` gives stand-ins, `persistent_load` gives storage records; nothing else is reachable."""
 
     def __init__(self, window: Window, names: Names, outside: Outside, encoding: str) -> None:
-        super().__init__(window, fix_imports=False, encoding=encoding)
         self.names = names
-        self.outside = outside
+        # As an attribute it is called without one more call; whatever the format means by it.
+        self.persistent_load = outside.resolve  # type: ignore[method-assign]
+        super().__init__(window, fix_imports=False, encoding=encoding)
 
     def find_class(self, module: str, name: str) -> Any:
         """Never the object itself."""
         return self.names.get(module, name)
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Whatever the format means by it."""
-        return self.outside.resolve(pid)
 
 
 class Outside(Protocol):
@@ -151,7 +183,12 @@ def unpickle(window: Window, names: Names, outside: Outside, *, path: str, what:
     Raises CorruptCheckpointError for anything that is no well-formed pickle.
     """
     start = window.position
-    _scan(window, path, what)
+    scan = _scan(window, path, what)
+    if scan.runs and type(outside) is Storages:
+        whole = _by_rows(scan, window, names, outside)
+        if whole is not None:
+            window.position = scan.end
+            return whole[0]
     for encoding in ("utf-8", "latin1"):  # as torch.load; latin1 for what Python 2 wrote
         window.position = start
         try:
@@ -172,10 +209,33 @@ def unpickle(window: Window, names: Names, outside: Outside, *, path: str, what:
     raise AssertionError
 
 
-def _scan(window: Window, path: str, what: str) -> None:
+def _by_rows(scan: Scan, window: Window, names: Names, outside: Storages) -> tuple[Any] | None:
+    """The object, with `TensorRows` in it; None where the pickle has to be unpickled as it is."""
+    from ckptdoctor.formats.pickle_rows import read_rows
+
+    own_names, own = Names(), Storages()
+    own_names.made.update(names.made)
+    whole = read_rows(scan, window, lambda short: SafeUnpickler(short, own_names, own, "utf-8").load())
+    if whole is None:
+        return None
+    for key in whole.ours:
+        own.by_key.pop(key, None)
+    storages = set(whole.storages)
+    if len(storages) != len(whole.storages) or not storages.isdisjoint([*own.by_key, *outside.by_key]):
+        return None  # tensors that share memory
+    names.made.update(own_names.made)
+    outside.by_key.update(own.by_key)
+    outside.views.update(own.views)
+    outside.rows += whole.rows
+    return (whole.root,)
+
+
+def _scan(window: Window, path: str, what: str) -> Scan:
     """Refuse what the unpickler would not survive; see `pickle_scan`."""
     try:
-        Scan(window).run()
+        scan = Scan(window)
+        scan.run()
+        return scan
     except EOFError:
         raise corrupt(path, f"{what} ends in the middle", ADVICE) from None
     except pickle.UnpicklingError as error:

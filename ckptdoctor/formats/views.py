@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from math import prod
 from typing import Any
 
 from ckptdoctor.errors import CorruptCheckpointError
 from ckptdoctor.formats.base import Recipe
-from ckptdoctor.formats.inert import DtypeName, StorageRecord, TensorRecord
+from ckptdoctor.formats.inert import DtypeName, StorageRecord, TensorRecord, TensorRows
+from ckptdoctor.formats.lazy import LazySpecs
 from ckptdoctor.formats.source import corrupt
 from ckptdoctor.formats.words import show
 from ckptdoctor.trees import DTYPE_SIZES, Kind, TensorSpec
@@ -64,7 +66,7 @@ class Views:
     def spec(self, record: TensorRecord, key: str, kind: Kind = "") -> TensorSpec:
         """The spec of a plain view, or the outside of a composite tensor (see `recipe`)."""
         storage = record.storage
-        if type(storage) is not StorageRecord:
+        if not isinstance(storage, StorageRecord):
             return self._without_storage(record, key, kind)
         dtype = storage.dtype if record.dtype is None else self._dtype(record, key)
         geometry = self.geometry(record.size, record.stride, key)
@@ -93,6 +95,51 @@ class Views:
             there,
             record.layout,
         )
+
+    def row_specs(self, rows: TensorRows) -> LazySpecs | None:
+        """`plain_specs` of rows."""
+        kinds = zip(rows.kinds, map(self.nbytes.__getitem__, rows.storages), strict=True)
+        known: dict[tuple[int, int], int] = {}
+        first = list(map(known.setdefault, kinds, range(len(rows))))
+        try:
+            specs = {i: self.spec(rows.record(i), rows.keys[i]) for i in known.values()}
+        except CorruptCheckpointError:
+            return None
+        return LazySpecs(rows.keys, list(map(specs.__getitem__, first)), rows.storages)
+
+    def plain_specs(self, records: Mapping[str, TensorRecord]) -> LazySpecs | None:
+        """The specs of all records, each kind checked once; None where that cannot be done or one is wrong.
+
+        A kind is all that `spec` looks at, so that what holds for one record of a kind holds for all.
+        """
+        keys, found = list(records), list(records.values())
+        storages = [r.storage for r in found]
+        sizes, strides, offsets = (
+            [r.size for r in found],
+            [r.stride for r in found],
+            [r.offset for r in found],
+        )
+        plain = (
+            set(map(type, storages)) == {StorageRecord}
+            and [r.more for r in found].count(None) == len(found)
+            and len(set(map(id, found))) == len(found)  # one tensor in several places stays one
+            and set(map(type, offsets)) == {int}
+            and set(map(type, sizes)) == set(map(type, strides)) == {tuple}
+            # Numbers only: hashing anything else may never end.
+            and set(map(type, chain(*sizes, *strides))) <= {int}
+        )
+        if not plain:
+            return None
+        names = [s.key for s in storages]
+        tags = [s.dtype for s in storages], [s.device for s in storages]
+        kinds = zip(sizes, strides, offsets, *tags, map(self.nbytes.__getitem__, names), strict=True)
+        known: dict[tuple[Any, ...], int] = {}
+        first = list(map(known.setdefault, kinds, range(len(found))))  # the first record of the same kind
+        try:
+            specs = {i: self.spec(found[i], keys[i]) for i in known.values()}
+        except CorruptCheckpointError:
+            return None  # whoever looks at each one by itself says which it is
+        return LazySpecs(keys, [specs[i] for i in first], names)
 
     def _outside(self, key: str, needs: int, there: int) -> CorruptCheckpointError:
         return self._bad(key, f"needs {needs} bytes of its storage, which has {there}")

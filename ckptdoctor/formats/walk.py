@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ckptdoctor.formats.harvest import is_module
-from ckptdoctor.formats.inert import Inert, TensorRecord
+from ckptdoctor.formats.inert import Inert, TensorRecord, TensorRows
 from ckptdoctor.formats.source import corrupt
 from ckptdoctor.formats.summaries import is_optimizer, optimizer_words, words
 
@@ -27,7 +27,7 @@ Children = list[tuple[str, Any]]
 class Place:
     """One container of the file: where it is, what it is, what is below."""
 
-    __slots__ = ("aliases", "depth", "envelope", "kind", "node", "parent", "path")
+    __slots__ = ("aliases", "depth", "envelope", "kind", "node", "parent", "path", "pure")
 
     def __init__(self, node: Any, path: str, parent: Place | None) -> None:
         self.node = node
@@ -36,6 +36,7 @@ class Place:
         self.depth: int = parent.depth + 1 if parent is not None else 0
         self.kind = ""  # "mapping", "list" or "module": a state dict; "optimizer"
         self.envelope = False  # a state dict is somewhere below
+        self.pure = is_pure(node)
         self.aliases: list[str] = []
 
     def mark_envelopes(self) -> None:
@@ -56,7 +57,15 @@ def join(path: str, name: object) -> str:
     return f"{path}[{text if len(text) < LONGEST_NAME else text[:LONGEST_NAME] + '...'!r}]"
 
 
-CONTAINERS = (dict, list, tuple, set, frozenset, Inert)
+def is_pure(node: Any) -> bool:
+    """A mapping of texts to tensors and nothing else: there is nothing to look for in it."""
+    if type(node) is TensorRows:
+        return True
+    tensors = isinstance(node, dict) and set(map(type, node.values())) == {TensorRecord}
+    return tensors and set(map(type, node)) == {str}
+
+
+CONTAINERS = (dict, list, tuple, set, frozenset, Inert, TensorRows)
 
 
 def is_container(value: Any) -> bool:
@@ -133,7 +142,7 @@ class Walk:
             place = self.places[id(node)] = Place(node, path, parent)
             if place.depth > DEEPEST:
                 raise corrupt(self.file, f"it is nested more than {DEEPEST} levels deep", ADVICE)
-            if self._classify(place):
+            if self._classify(place) and not place.pure:
                 inside = [(v, p, place) for p, v in children(node, path, is_container)]
                 stack.extend(reversed(inside))
         self._count()
@@ -154,7 +163,9 @@ class Walk:
         if is_module(node):
             self._accept(place, "module")
             return False
-        if isinstance(node, dict):
+        if place.pure:
+            self._accept(place, "mapping")
+        elif isinstance(node, dict):
             self._judge(place)
         elif isinstance(node, list | tuple) and _is_tensor_list(node):
             self._accept(place, "list")
@@ -186,6 +197,9 @@ class Walk:
             if id(node) in self._counted:
                 continue
             self._counted.add(id(node))
+            if is_pure(node):
+                self.tensors += len(node)
+                continue
             if isinstance(node, dict):
                 stack.extend(k for k in node if type(k) is not str and is_container(k))
             for value in _values(node):
@@ -201,6 +215,8 @@ class Walk:
             if place.kind == "optimizer":
                 if not place.path:
                     rest["(the file)"] = _optimizer(place.node)
+            elif place.pure:
+                continue
             elif place.kind != "module" and (place.envelope or place.parent is None or place.kind):
                 self._rest_of(place, rest)
         return rest

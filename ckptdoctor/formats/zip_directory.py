@@ -8,40 +8,28 @@ from __future__ import annotations
 
 import struct
 import zlib
-from operator import attrgetter
-from typing import NamedTuple
+from array import array
+from collections.abc import Sequence
+from itertools import repeat
+from operator import add, sub
 
 from ckptdoctor.errors import CorruptCheckpointError
+from ckptdoctor.formats.rows import Rows
 from ckptdoctor.formats.source import FileSource, corrupt
 from ckptdoctor.formats.words import show
+from ckptdoctor.formats.zip_members import CENTRAL, U32, Member, Members
 
 STORED, DEFLATED = 0, 8
 LOCAL = struct.Struct("<4s5H3L2H")
 LOCAL_PARTS = struct.Struct("<4s4xH16x2H")  # the mark, the method and the two lengths of it
-CENTRAL = struct.Struct("<4s6H3L5H2L")
 END = struct.Struct("<4s4H2LH")
 LOCATOR = struct.Struct("<4sLQL")
 END64 = struct.Struct("<4sQ2H2L4Q")
-U32 = 0xFFFFFFFF
 MOST_COMMENT = 0xFFFF
 CHUNK = 1 << 20
 WINDOW = 1 << 15  # of headers of small members that are read at once
+MANY, NEAR = 1 << 10, 1 << 10  # headers that are read at once, and bytes from one to the next on average
 INFLATE_RATIO = 200  # of a member that is read whole; text and pickles pack 3 to 30 times
-
-
-_HEADER = attrgetter("header")
-
-
-class Member(NamedTuple):
-    """One file inside the zip. ``header`` is the offset of its local header."""
-
-    name: str
-    header: int
-    size: int
-    packed: int
-    method: int
-    crc: int
-    flags: int
 
 
 class Directory:
@@ -51,7 +39,9 @@ class Directory:
         self.source = source
         self._near, self._near_at = b"", 0
         self.start, count, size = self._end_record()
-        self.members = self._central(source.exactly(self.start, size, "the central directory"), count)
+        if count * CENTRAL.size > size:
+            raise self._bad(f"its central directory has no room for {count} entries")
+        self.members = Members(source.exactly(self.start, size, "the central directory"), count, self._bad)
         self._check_overlap()
 
     def _bad(self, what: str) -> CorruptCheckpointError:
@@ -103,62 +93,14 @@ class Directory:
             raise self._bad("its zip64 end record is damaged")
         return disk, first_disk, here, count, size, start, at
 
-    def _central(self, data: bytes, count: int) -> dict[str, Member]:
-        if count * CENTRAL.size > len(data):
-            raise self._bad(f"its central directory has no room for {count} entries")
-        members: dict[str, Member] = {}
-        at = 0
-        for _ in range(count):
-            member, at = self._entry(data, at)
-            if member.name in members:
-                raise self._bad(f"it has two members named {show(member.name)!r}")
-            members[member.name] = member
-        if at != len(data):
-            raise self._bad("its central directory is longer than its entries")
-        return members
-
-    def _entry(self, data: bytes, at: int) -> tuple[Member, int]:
-        if at + CENTRAL.size > len(data):
-            raise self._bad("its central directory ends in the middle of an entry")
-        (mark, _, _, flags, method, _, _, crc, packed, size, name_n, extra_n, comment_n, _, _, _, header) = (
-            CENTRAL.unpack_from(data, at)
-        )
-        name_at = at + CENTRAL.size
-        end = name_at + name_n + extra_n + comment_n
-        if mark != b"PK\x01\x02" or end > len(data):
-            raise self._bad("an entry of its central directory is damaged")
-        raw = data[name_at : name_at + name_n]
-        try:
-            name = raw.decode() if flags & 0x800 or raw.isascii() else raw.decode("cp437")
-        except UnicodeDecodeError:
-            raise self._bad("a member's name is not UTF-8") from None
-        if size == U32 or packed == U32 or header == U32:
-            extra = data[name_at + name_n : name_at + name_n + extra_n]
-            size, packed, header = self._zip64_extra(extra, size, packed, header)
-        return Member(name, header, size, packed, method, crc, flags), end
-
-    def _zip64_extra(self, extra: bytes, size: int, packed: int, header: int) -> list[int]:
-        """The 64-bit values of those fields that are all ones, in their fixed order."""
-        at = 0
-        while at + 4 <= len(extra):
-            kind, length = struct.unpack_from("<2H", extra, at)
-            if kind == 1 and at + 4 + length <= len(extra):
-                words = list(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
-                fields = [size, packed, header]
-                if fields.count(U32) <= len(words):
-                    return [words.pop(0) if f == U32 else f for f in fields]
-            at += 4 + length
-        raise self._bad("a zip64 entry of its central directory is damaged")
-
     def _check_overlap(self) -> None:
         """Members one after the other, none over another, none behind the directory."""
-        end, last = 0, None
-        for m in sorted(self.members.values(), key=_HEADER):
-            if m.header < end and last is not None:
-                raise self._bad(f"members {show(last.name)!r} and {show(m.name)!r} overlap")
-            end = m.header + LOCAL.size + len(m.name) + m.packed
-            last = m
-        if end > self.start and last is not None:
+        if not self.members:
+            return
+        last, over = self.members.overlap()
+        if over is not None:
+            raise self._bad(f"members {show(last.name)!r} and {show(over.name)!r} overlap")
+        if last.header + LOCAL.size + len(last.name) + last.packed > self.start:
             raise self._ends_outside(last)
 
     def _ends_outside(self, member: Member) -> CorruptCheckpointError:
@@ -179,6 +121,41 @@ class Directory:
         if offset + member.packed > self.start:
             raise self._ends_outside(member)
         return offset
+
+    def data_offsets(self, numbers: Sequence[int]) -> array[int]:
+        """`data_offset` of the members with these numbers; many headers are read and compared at once."""
+        found = array("Q", bytes(8 * len(numbers)))
+        for at in range(0, len(numbers), MANY):
+            part = numbers[at : at + MANY]
+            found[at : at + MANY] = self._near_offsets(part) or array(
+                "Q", (self.data_offset(self.members.at(i)) for i in part)
+            )
+        return found
+
+    def _near_offsets(self, numbers: Sequence[int]) -> array[int] | None:
+        """The same where the headers are near to each other and in order; else each is looked at alone."""
+        members = self.members
+        headers = members.pick(members.header, numbers)
+        names = list(map(members.names.__getitem__, numbers))
+        length = LOCAL.size + len(names[0])
+        first, last = min(headers), max(headers)
+        if last - first > NEAR * len(headers) or set(map(len, names)) != {len(names[0])}:
+            return None
+        block = self.source.some(first, last + length - first)
+        starts = map(sub, headers, repeat(first))
+        rows = Rows(b"".join([block[at : at + length] for at in starts]), length)
+        agree = (
+            rows.count == len(numbers)
+            and rows.all(b"PK\x03\x04", 0)
+            and rows.all(struct.pack("<H", len(names[0])), 26)
+            and rows.numbers(2, 8) == members.pick(members.method, numbers)
+            and rows.texts(len(names[0]), LOCAL.size) == names
+        )
+        if not agree:
+            return None
+        offsets = array("Q", map(add, map(add, headers, repeat(length)), rows.numbers(2, 28)))
+        inside = max(map(add, offsets, members.pick(members.packed, numbers))) <= self.start
+        return offsets if inside else None
 
     def _header(self, at: int, length: int) -> bytes:
         """Those bytes; many at once where small members follow each other."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ckptdoctor.diagnostics import Diagnostic, Line
 from ckptdoctor.keys import printable
 from ckptdoctor.reports.page import Page, cut, wrap
-from ckptdoctor.rules.words import count
+from ckptdoctor.words import count
 
 BUDGET = 40  # lines that a report takes by default
 ALIKE = 8  # more lines of evidence of one kind than this are folded to one

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ckptdoctor.keys import fold, printable
 from ckptdoctor.reports.finding import BUDGET, Options, add_diagnostic, one_line
 from ckptdoctor.reports.page import Page, cut, key_cell, wrap
-from ckptdoctor.rules.words import count, human, shape_text, tree_words
 from ckptdoctor.trees import ParamTree
+from ckptdoctor.words import count, human, shape_text, tree_words
 from ckptdoctor.wrappers import BY_SEGMENT, wrapper_counts
 
 if TYPE_CHECKING:

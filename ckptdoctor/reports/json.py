@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from ckptdoctor.diagnosis import Diagnosis
+if TYPE_CHECKING:
+    from ckptdoctor.diagnosis import Diagnosis
 
 
 def render(diagnosis: Diagnosis, stream: TextIO) -> None:

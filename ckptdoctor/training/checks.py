@@ -25,8 +25,7 @@ MOST_STEPS = 5000  # step counts that are read
 
 def archive_findings(archive: Archive) -> list[Diagnostic]:
     """What a file shows of its own optimizer state: CKD601 to CKD606."""
-    named = (text for row in archive.rest.items() for text in row)
-    if archive.content is None or not any("optim" in text for text in named):
+    if not archive.mentions_optimizer:
         return []
     training = of_archive(archive)
     found: list[Diagnostic] = []

@@ -1,0 +1,155 @@
+"""Specs and storages of a large file as columns; each becomes an object when somebody asks for it.
+
+A file of a million tensors has a few dozen kinds of them (shape, dtype, strides, device). What is the same
+for a kind is kept once, and was checked once.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from functools import cached_property
+from typing import TypeVar
+
+from ckptdoctor.formats.base import StorageRef
+from ckptdoctor.trees import TensorSpec
+
+T = TypeVar("T")
+
+
+class _Lazy(Mapping[str, T]):
+    """A mapping that makes each value once; all of them when it is gone through."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self._keys = keys
+        self._made: dict[str, T] = {}
+
+    def _make(self, i: int) -> T:
+        raise NotImplementedError
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return dict(zip(self._keys, range(len(self._keys)), strict=True))
+
+    @cached_property
+    def _all(self) -> dict[str, T]:
+        made = self._made
+        self._made = {k: made[k] if k in made else self._make(i) for i, k in enumerate(self._keys)}
+        return self._made
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._index
+
+    def __getitem__(self, key: str) -> T:
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = self._make(self._index[key])
+        return found
+
+    def items(self) -> ItemsView[str, T]:
+        """Those of a dict."""
+        return self._all.items()
+
+    def values(self) -> ValuesView[T]:
+        """Those of a dict."""
+        return self._all.values()
+
+    def __eq__(self, other: object) -> bool:
+        return self._all == (other._all if isinstance(other, _Lazy) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(self._all)
+
+
+class LazySpecs(_Lazy[TensorSpec]):
+    """Specs of plain tensors: each is like one of few ``kinds``, over a storage of its own."""
+
+    def __init__(self, keys: list[str], kinds: list[TensorSpec], storages: list[str]) -> None:
+        super().__init__(keys)
+        self._kinds, self._storages = kinds, storages
+
+    @cached_property
+    def kinds(self) -> tuple[TensorSpec, ...]:
+        """One spec of each kind, with the storage of any."""
+        return tuple({id(kind): kind for kind in self._kinds}.values())
+
+    def _make(self, i: int) -> TensorSpec:
+        kind = self._kinds[i]
+        return TensorSpec(
+            kind.shape,
+            kind.dtype,
+            kind.kind,
+            kind.device,
+            kind.strides,
+            self._storages[i],
+            kind.offset,
+            kind.storage_bytes,
+            kind.layout,
+        )
+
+
+class LazyStorages(_Lazy[StorageRef]):
+    """Storages that are whole stored members of one zip file, named ``folder`` and their key."""
+
+    def __init__(
+        self,
+        keys: list[str],
+        file: str,
+        folder: str,
+        columns: tuple[array[int], array[int], array[int] | None],  # offset, bytes, CRC-32
+        tags: list[tuple[str, str]],  # dtype and device
+        byteorder: str,
+    ) -> None:
+        super().__init__(keys)
+        self._file, self._folder, self._byteorder = file, folder, byteorder
+        self._offsets, self._nbytes, self._crcs = columns
+        self._tags = tags
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each."""
+        return dict(zip(self._keys, self._nbytes, strict=True))
+
+    @cached_property
+    def devices(self) -> Counter[str]:
+        """How many are on each device."""
+        found: Counter[str] = Counter()
+        for (_, device), count in Counter(self._tags).items():
+            found[device] += count
+        return found
+
+    def _make(self, i: int) -> StorageRef:
+        dtype, device = self._tags[i]
+        return StorageRef(
+            self._file,
+            self._offsets[i],
+            self._nbytes[i],
+            dtype,
+            device,
+            crc=None if self._crcs is None else self._crcs[i],
+            byteorder=self._byteorder,
+            member=self._folder + self._keys[i],
+        )
+
+
+def sizes_of(storages: Mapping[str, StorageRef]) -> Mapping[str, int]:
+    """The bytes of each storage."""
+    if isinstance(storages, LazyStorages):
+        return storages.sizes
+    return {key: ref.nbytes for key, ref in storages.items()}
+
+
+def devices_of(storages: Mapping[str, StorageRef]) -> Counter[str]:
+    """How many storages are on each device."""
+    if isinstance(storages, LazyStorages):
+        return Counter(storages.devices)
+    return Counter(ref.device for ref in storages.values())

@@ -1,0 +1,199 @@
+"""The entries of a central directory, kept as columns: a file can have a million, and few are asked for.
+
+torch names its storages by consecutive numbers, so most entries are as long as the one before. Those are
+unpacked many at once; every entry that is not like its neighbours is read by itself.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import compress, pairwise, repeat
+from operator import add, gt
+from typing import NamedTuple
+
+from ckptdoctor.formats.rows import Rows
+from ckptdoctor.formats.words import show
+
+CENTRAL = struct.Struct("<4s6H3L5H2L")
+MARK = b"PK\x01\x02"
+LOCAL_SIZE = 30  # bytes of a local header without its name
+U32 = 0xFFFFFFFF
+FEW = 16  # entries that are not worth to be unpacked together
+MOST = 1 << 12  # unpacked together, so that little memory is needed
+
+Bad = Callable[[str], Exception]
+
+
+class Member(NamedTuple):
+    """One file inside the zip. ``header`` is the offset of its local header."""
+
+    name: str
+    header: int
+    size: int
+    packed: int
+    method: int
+    crc: int
+    flags: int
+
+
+class Members(Mapping[str, Member]):
+    """All members by name, in the order of the directory; ``bad`` makes the error for a damaged one."""
+
+    def __init__(self, data: bytes, count: int, bad: Bad) -> None:
+        self.names: list[str] = []
+        self.header, self.size, self.packed, self.method, self.crc, self.flags = (
+            array("Q", bytes(8 * count)) for _ in range(6)
+        )
+        self._bad = bad
+        self._read(data, count)
+        if len(set(self.names)) != count:
+            name = next(n for i, n in enumerate(self.names) if self.index[n] != i)
+            raise bad(f"it has two members named {show(name)!r}")
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """The number of each by name."""
+        return dict(zip(self.names, range(len(self.names)), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.index
+
+    def __getitem__(self, name: str) -> Member:
+        return self.at(self.index[name])
+
+    def at(self, i: int) -> Member:
+        """The member with that number."""
+        return Member(
+            self.names[i],
+            self.header[i],
+            self.size[i],
+            self.packed[i],
+            self.method[i],
+            self.crc[i],
+            self.flags[i],
+        )
+
+    def numbers(self, names: list[str]) -> Sequence[int] | None:
+        """The number of each name; None where one is missing."""
+        first = self.names.index(names[0]) if names and names[0] in self.names else 0
+        if names and self.names[first : first + len(names)] == names:  # as torch writes them
+            return range(first, first + len(names))
+        found = [self.index.get(name, -1) for name in names]
+        return found if found and -1 not in found else None
+
+    @staticmethod
+    def pick(column: array[int], numbers: Sequence[int]) -> array[int]:
+        """The entries with these numbers."""
+        if isinstance(numbers, range):
+            return column[numbers.start : numbers.stop]
+        return array("Q", map(column.__getitem__, numbers))
+
+    def has_under(self, folder: str) -> bool:
+        """Whether a name begins so."""
+        return any(map(str.startswith, self.names, repeat(folder)))
+
+    def ending(self, tail: str) -> list[str]:
+        """The names that end so."""
+        return list(compress(self.names, map(str.endswith, self.names, repeat(tail))))
+
+    def overlap(self) -> tuple[Member, Member | None]:
+        """The member that ends last, or two of which one lies over the other, in the order of the file."""
+        names = map(add, map(len, self.names), repeat(LOCAL_SIZE))
+        ends = list(map(add, map(add, self.header, names), self.packed))
+        if not any(map(gt, ends, self.header[1:])):  # in the order of the file, none over the next
+            return self.at(len(ends) - 1), None
+        order = sorted(range(len(ends)), key=self.header.__getitem__)
+        for i, following in pairwise(order):
+            if ends[i] > self.header[following]:
+                return self.at(i), self.at(following)
+        return self.at(order[-1]), None
+
+    def _read(self, data: bytes, count: int) -> None:
+        at, step = 0, FEW
+        while (left := count - len(self.names)) > 0:
+            taken, end = self._alike(data, at, min(step, left))
+            if not taken:
+                end = self._one(data, at)
+            at, step = end, min(max(2 * taken, FEW), MOST)
+        if at != len(data):
+            raise self._bad("its central directory is longer than its entries")
+
+    def _alike(self, data: bytes, at: int, count: int) -> tuple[int, int]:
+        """How many of the next entries were read together, and where they end; 0 where they are not alike."""
+        if count < FEW or at + CENTRAL.size > len(data):
+            return 0, at
+        lengths = CENTRAL.unpack_from(data, at)[10:13]
+        length = CENTRAL.size + sum(lengths)
+        while count >= FEW:
+            if at + count * length <= len(data):
+                rows = Rows(data[at : at + count * length], length)
+                if (
+                    rows.all(MARK, 0)
+                    and rows.all(struct.pack("<3H", *lengths), 28)
+                    and self._plain(rows, lengths[0])
+                ):
+                    return count, at + count * length
+            count //= 2
+        return 0, at
+
+    def _plain(self, rows: Rows, length: int) -> bool:
+        """Add the entries, if they need neither zip64 nor another alphabet."""
+        packed, sizes, headers = (rows.numbers(4, at) for at in (20, 24, 42))
+        text = rows.texts(length, CENTRAL.size)
+        if text is None or U32 in (max(packed), max(sizes), max(headers)):
+            return False
+        found = headers, sizes, packed, rows.numbers(2, 10), rows.numbers(4, 16), rows.numbers(2, 8)
+        first = len(self.names)
+        for column, values in zip(self._columns(), found, strict=True):
+            column[first : first + rows.count] = values
+        self.names += text
+        return True
+
+    def _columns(self) -> tuple[array[int], ...]:
+        return self.header, self.size, self.packed, self.method, self.crc, self.flags
+
+    def _one(self, data: bytes, at: int) -> int:
+        """Add one entry; where it ends."""
+        if at + CENTRAL.size > len(data):
+            raise self._bad("its central directory ends in the middle of an entry")
+        (mark, _, _, flags, method, _, _, crc, packed, size, name_n, extra_n, comment_n, _, _, _, header) = (
+            CENTRAL.unpack_from(data, at)
+        )
+        name_at = at + CENTRAL.size
+        end: int = name_at + name_n + extra_n + comment_n
+        if mark != MARK or end > len(data):
+            raise self._bad("an entry of its central directory is damaged")
+        raw = data[name_at : name_at + name_n]
+        try:
+            name = raw.decode() if flags & 0x800 or raw.isascii() else raw.decode("cp437")
+        except UnicodeDecodeError:
+            raise self._bad("a member's name is not UTF-8") from None
+        if U32 in (size, packed, header):
+            extra = data[name_at + name_n : name_at + name_n + extra_n]
+            size, packed, header = self._zip64_extra(extra, size, packed, header)
+        for column, value in zip(self._columns(), (header, size, packed, method, crc, flags), strict=True):
+            column[len(self.names)] = value
+        self.names.append(name)
+        return end
+
+    def _zip64_extra(self, extra: bytes, size: int, packed: int, header: int) -> list[int]:
+        """The 64-bit values of those fields that are all ones, in their fixed order."""
+        at = 0
+        while at + 4 <= len(extra):
+            kind, length = struct.unpack_from("<2H", extra, at)
+            if kind == 1 and at + 4 + length <= len(extra):
+                words = list(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
+                fields = [size, packed, header]
+                if fields.count(U32) <= len(words):
+                    return [words.pop(0) if f == U32 else f for f in fields]
+            at += 4 + length
+        raise self._bad("a zip64 entry of its central directory is damaged")

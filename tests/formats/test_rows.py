@@ -1,0 +1,268 @@
+"""Large files are read by columns; that must give what reading one by one gives, for good files and bad ones."""
+
+import io
+import random
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn, optim
+
+from ckptdoctor.errors import ReadError
+from ckptdoctor.formats import open_checkpoint, pickle_rows, pickle_scan, zip_directory, zip_members
+from ckptdoctor.formats.base import Archive
+from ckptdoctor.formats.lazy import LazySpecs
+from ckptdoctor.formats.pickle_scan import Scan
+from ckptdoctor.formats.source import window_of_bytes
+from ckptdoctor.formats.unpickle import Storages
+from ckptdoctor.formats.views import Views
+from ckptdoctor.formats.zip_directory import Directory
+from ckptdoctor.formats.zip_members import Members
+
+COLUMNS = (
+    (pickle_scan, "SMALL", 0),
+    (pickle_scan, "LARGE", 1),
+    (pickle_rows, "FEW", 1),
+    (zip_members, "FEW", 2),
+)
+
+
+@contextmanager
+def by_columns() -> Iterator[None]:
+    """Small files are read as large ones are."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in COLUMNS:
+            patch.setattr(module, name, value)
+        yield
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Nothing is read by columns, no opcode is skipped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pickle_scan, "SMALL", 1 << 60)
+        patch.setattr(zip_members, "FEW", 1 << 60)
+        patch.setattr(Views, "plain_specs", lambda *_: None)
+        patch.setattr(Directory, "_near_offsets", lambda *_: None)
+        patch.setattr(Members, "numbers", lambda *_: None)
+        yield
+
+
+def read(path: Path, how: Callable[[], Any]) -> Archive | str:
+    with how():
+        try:
+            return open_checkpoint(path, lazy=True)
+        except ReadError as error:
+            return type(error).__name__
+
+
+def told(archive: Archive | str) -> Any:
+    """Everything that an archive says."""
+    if isinstance(archive, str):
+        return archive
+    dicts = [
+        (sd.path, sd.note, list(sd.tree.specs.items()), sd.tree.versions, sd.tree.extra, sd.recipes)
+        for sd in archive.state_dicts
+    ]
+    plain = (
+        archive.rest,
+        archive.tensors,
+        archive.globals,
+        archive.hints,
+        archive.diagnostics,
+        archive.facts,
+    )
+    content = archive.content.value if archive.content is not None else None
+    return dicts, sorted(archive.storages.items()), plain, repr(content)
+
+
+def assert_alike(path: Path) -> None:
+    assert told(read(path, by_columns)) == told(read(path, one_by_one))
+
+
+def lazily(archive: Archive | str) -> bool:
+    assert isinstance(archive, Archive)
+    return any(isinstance(sd.tree.specs, LazySpecs) for sd in archive.state_dicts)
+
+
+shapes = st.sampled_from([(), (0,), (1,), (3,), (2, 3), (300,), (1, 70_000), (2, 1, 3, 2), (1,) * 6])
+dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool])
+names = st.text("abc.0\u00e9", min_size=1, max_size=30)
+
+
+def make(shape: tuple[int, ...], dtype: torch.dtype, how: str) -> Tensor:
+    tensor = torch.zeros(shape, dtype=dtype)
+    if how == "view" and len(shape) > 1:
+        return tensor.transpose(0, 1)
+    if how == "slice":
+        return torch.zeros(2, *shape, dtype=dtype)[1]
+    if how == "param" and dtype.is_floating_point:
+        return nn.Parameter(tensor)
+    return tensor
+
+
+made = st.builds(make, shapes, dtypes, st.sampled_from(["", "", "", "view", "slice", "param"]))
+state_dicts = st.dictionaries(names, made, min_size=1, max_size=60)
+
+
+@given(
+    state=state_dicts,
+    form=st.sampled_from(["plain", "ordered", "envelope", "twice", "tied", "list", "numbers"]),
+    protocol=st.sampled_from([2, 2, 2, 4]),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_by_columns_and_one_by_one_are_the_same(
+    state: dict[str, Tensor], form: str, protocol: int, tmp_path: Path
+) -> None:
+    many = {
+        f"filler.{i}": torch.zeros(1) for i in range(40)
+    }  # the memo's indices need two bytes from here on
+    state = {**many, **state}
+    whole: Any = state
+    if form == "ordered":
+        whole = OrderedDict(state)
+        whole._metadata = OrderedDict({"": {"version": 1}, "a": {"version": 2}})
+    elif form == "envelope":
+        whole = {
+            "state_dict": state,
+            "epoch": 3,
+            "optimizer": {"state": {}, "param_groups": []},
+            "words": ["a"],
+        }
+    elif form == "twice":
+        whole = {"model": state, "ema": state, "list": [state]}
+    elif form == "tied":
+        whole = {**state, "tie": state["filler.39"], "view": state["filler.38"][:0]}
+    elif form == "list":
+        whole = ["x", *(part for item in state.items() for part in item)]
+    elif form == "numbers":
+        whole = {**state, "lr": 0.1, "name": "text"}
+    path = tmp_path / "file.pth"
+    torch.save(whole, path, pickle_protocol=protocol)
+    assert_alike(path)
+    torch.save(whole, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    assert_alike(path)
+
+
+def large(count: int = 3000) -> dict[str, Tensor]:
+    values = torch.randn(count, 6)
+    return {f"blocks.{i // 4}.part{i % 4}.weight": values[i].clone().reshape(2, 3) for i in range(count)}
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "big.pth"
+    torch.save(large(), path)
+    return path
+
+
+def test_a_large_file_is_read_by_columns(big: Path) -> None:
+    archive = open_checkpoint(big, lazy=True)
+    assert lazily(archive)
+    specs = archive.state_dicts[0].tree.specs
+    assert list(specs) == list(large()) and len(specs) == 3000
+    assert specs["blocks.700.part2.weight"].shape == (2, 3) and "nothing" not in specs
+    assert specs == dict(specs) and dict(specs) == specs
+    assert told(archive) == told(read(big, one_by_one))
+    assert isinstance(open_checkpoint(big).state_dicts[0].tree.specs, dict)
+
+
+def test_a_training_status_is_read_by_columns(tmp_path: Path) -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(900)))
+    optimizer = optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "last.pth")
+    archive = open_checkpoint(tmp_path / "last.pth", lazy=True)
+    assert lazily(archive)
+    assert told(archive) == told(read(tmp_path / "last.pth", one_by_one))
+
+
+def parts(path: Path) -> tuple[bytes, dict[str, bytes]]:
+    """data.pkl, and all other members."""
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    pickle = next(name for name in members if name.endswith("data.pkl"))
+    return members.pop(pickle), {**members, pickle: b""}
+
+
+def rewritten(path: Path, pickle: bytes, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in members.items():
+            file.writestr(name, pickle if name.endswith("data.pkl") else data)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_damaged_pickle_gives_the_same_either_way(seed: int, tmp_path: Path) -> None:
+    dice = random.Random(seed)
+    torch.save(large(60), tmp_path / "good.pth")
+    pickle, members = parts(tmp_path / "good.pth")
+    data = bytearray(pickle)
+    for _ in range(dice.choice([1, 1, 2])):
+        at = dice.randrange(len(data))
+        data[at] = dice.choice([data[at] ^ 1 << dice.randrange(8), dice.choice(b"hjqrX(tu.}QR\x00\x01\x85")])
+    rewritten(tmp_path / "bad.pth", bytes(data), members)
+    assert_alike(tmp_path / "bad.pth")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_damaged_zip_gives_the_same_either_way(seed: int, tmp_path: Path) -> None:
+    dice = random.Random(seed)
+    torch.save(large(40), tmp_path / "bad.pth")
+    data = bytearray((tmp_path / "bad.pth").read_bytes())
+    start = data.index(b"PK\x01\x02")
+    headers = [i for i in range(start) if data[i : i + 4] == b"PK\x03\x04"]
+    at = dice.choice([dice.randrange(start, len(data)), dice.choice(headers) + dice.randrange(50)])
+    data[at] ^= 1 << dice.randrange(8)
+    (tmp_path / "bad.pth").write_bytes(data)
+    assert_alike(tmp_path / "bad.pth")
+
+
+def test_a_memo_index_that_a_run_overwrites_is_not_read_before_it(tmp_path: Path) -> None:
+    """The run is cut out for the unpickler, so whatever refers into it has to see it whole."""
+    torch.save(large(60), tmp_path / "good.pth")
+    pickle, members = parts(tmp_path / "good.pth")
+    last = struct.unpack("<I", pickle[pickle.rindex(b"r") + 1 :][:4])[0]  # the last tensor of all
+    early = b"X\x01\0\0\0yr" + struct.pack("<I", last) + b"0"  # put there first, and popped
+    again = b"X\x05\0\0\0again" + b"j" + struct.pack("<I", last)
+    assert pickle.startswith(b"\x80\x02") and pickle.endswith(b"u.")
+    rewritten(tmp_path / "bad.pth", b"\x80\x02" + early + pickle[2:-2] + again + b"u.", members)
+    archive = read(tmp_path / "bad.pth", by_columns)
+    assert isinstance(archive, Archive)
+    tree = archive.state_dicts[0].tree
+    assert tree["again"] == tree["blocks.14.part3.weight"]
+    assert_alike(tmp_path / "bad.pth")
+
+
+def test_a_long_key_whose_length_lies_is_not_skipped() -> None:
+    """A run must see the opcodes that the unpickler sees."""
+    buffer = io.BytesIO()
+    torch.save(large(60), buffer)
+    with zipfile.ZipFile(buffer) as file:
+        pickle = file.read("archive/data.pkl")
+    at = pickle.rindex(b"X\x16\0\0\0blocks.14.part3.weight")
+    with by_columns():
+        good, bad = (
+            Scan(window_of_bytes(pickle)),
+            Scan(window_of_bytes(pickle[: at + 1] + b"\x15" + pickle[at + 2 :])),
+        )
+        good.run()
+        assert good.runs is not None and sum(len(run.keys) for run in good.runs) > 20
+        with pytest.raises(Exception, match=r"opcode|takes|mark"):
+            bad.run()
+
+
+def test_storages_in_rows_and_alone_are_one_table(big: Path) -> None:
+    archive = open_checkpoint(big, lazy=True)
+    assert len(archive.storages) == 3000
+    assert {spec.storage for spec in archive.state_dicts[0].tree.specs.values()} == set(archive.storages)
+    assert Storages().columns() == ([], [], [])
+    assert zip_directory.MANY > zip_members.FEW
