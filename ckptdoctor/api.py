@@ -145,6 +145,7 @@ def apply(
     materialise: bool = False,
     verify: bool = True,
     max_shard_size: str | int | None = None,
+    keep_envelope: bool = False,
     progress: Progress | None = None,
 ) -> Receipt:
     """Do exactly what a plan says, and prove it: into a live ``model``, or into the file ``out``.
@@ -153,7 +154,8 @@ def apply(
     ``.safetensors``) ``model`` only says which tree the file is for, by default the plan's model (built with
     ``kwargs``); a live model is not changed then. ``device``, ``materialise``, ``verify`` and ``probe`` are
     those of :func:`auto_load`. More bytes than ``max_shard_size`` (``"5GB"``) become several files and an
-    index; ``progress(done, total)`` tells bytes.
+    index; ``progress(done, total)`` tells bytes. ``keep_envelope`` writes everything else of the checkpoint
+    as well, as it is, with the repaired state dict in the place of its own (``.pth`` only).
 
     Raises :class:`~ckptdoctor.errors.StalePlanError` when the plan was made for other trees, and
     ``ApplyError``, after which model and file are as before.
@@ -171,7 +173,7 @@ def apply(
     target = _target(asked, None, kwargs, timeout)
     live = None if isinstance(asked, str | os.PathLike) else getattr(asked, "state_dict", None)
     how: dict[str, Any] = {"verify": verify, "max_shard_size": max_shard_size, "progress": progress}
-    how["probe"] = probe
+    how |= {"probe": probe, "keep_envelope": keep_envelope}
     return into_file(plan, archive, target, out, kwargs=kwargs, timeout=timeout, live=live, **how)
 
 
@@ -264,7 +266,7 @@ def write_diagnosed(
 ) -> Receipt:
     """Apply the plan of a diagnosis to a file; the model is built for its own values and for a probe.
 
-    ``probe``, ``verify``, ``max_shard_size`` and ``progress`` are those of :func:`apply`.
+    ``probe``, ``verify``, ``max_shard_size``, ``keep_envelope`` and ``progress`` are those of :func:`apply`.
     """
     diagnosis.raise_for_verdict()
     assert diagnosis.plan is not None  # raise_for_verdict

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.apply import Expansion, Initial, Reader, file_contents, run_on_model
 from ckptdoctor.apply.derived import derived_value
@@ -19,12 +19,13 @@ from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import Action, Entry, ProbeResult, Receipt
 from ckptdoctor.verify import verify_file, verify_model
 from ckptdoctor.verify.derived import check_derived, not_compared
-from ckptdoctor.writers import Contents, check_out, write_contents
+from ckptdoctor.writers import Contents, check_envelope, check_out, write_contents
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ckptdoctor.formats.envelope import Envelope
     from ckptdoctor.trees import ParamTree
 
 Values = Callable[[str], "Tensor | None"]
@@ -123,6 +124,8 @@ def apply_to_file(
     state_dict: str = "",
     target: str = "",
     probe: Callable[[Path], ProbeResult] | None = None,
+    envelope: Envelope | None = None,
+    notes: Sequence[str] = (),
 ) -> Receipt:
     """Write the repaired state dict to ``out`` and verify it; ``out`` is as before unless all of it holds.
 
@@ -131,8 +134,9 @@ def apply_to_file(
     says. ``initial`` gives the model's own value for keys that the plan keeps. ``out`` may be the checkpoint
     itself; it is replaced at the very end. More bytes than ``max_shard_size`` become several files with an
     index. ``progress(done, total)`` is told the bytes. Without ``verify`` the new file's header is read back
-    and not its bytes. ``probe`` is given the new file, which must be one. The other arguments are those of
-    :func:`apply_to_model`.
+    and not its bytes. ``probe`` is given the new file, which must be one. With an ``envelope`` the file has
+    everything that the checkpoint has, and the repaired state dict in place of its own; it is one ``.pth``
+    file. ``notes`` are for the receipt. The other arguments are those of :func:`apply_to_model`.
 
     Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
     """
@@ -142,8 +146,11 @@ def apply_to_file(
         raise ApplyError(
             "a probe runs on one file; leave out either the probe or the largest size of a shard"
         )
+    if envelope is not None:
+        check_envelope(path, fmt, max_shard_size is not None, probe is not None)
     receipts: list[Receipt] = []
     contents = file_contents(expansion, reader, target_tree, initial=initial, source_versions=source_versions)
+    contents = replace(contents, envelope=envelope)
 
     casts: dict[str, tuple[str, CastClass]] = {}
     parts: list[Contents] = []
@@ -152,14 +159,15 @@ def apply_to_file(
         again = fresh() if fresh is not None else reader
         due = target_tree if len(part.pieces) == len(target_tree) else target_tree.subset(part.pieces)
         fills = _Part({key: expansion.fills[key] for key in due.specs})
-        casts.update(verify_file(fills, again, written, due, initial=initial, accept=accept, bits=verify))
+        how: dict[str, Any] = {"initial": initial, "accept": accept, "bits": verify, "envelope": envelope}
+        casts.update(verify_file(fills, again, written, due, **how))
         parts.append(part)
         name = out if len(part.pieces) == len(target_tree) else f"{out} (in {len(parts)} parts)"
         entries = _entries(expansion, target_tree, casts)
         replaced = (f"{out} replaced the file that was read",) if _same_file(source, path) else ()
-        notes = (*replaced, *not_compared(expansion.fills, expansion.unused, target_tree))
+        said = (*notes, *replaced, *not_compared(expansion.fills, expansion.unused, target_tree))
         parity = probe(written) if probe is not None else None
-        made = Receipt(source, state_dict, target, str(name), entries, dict(expansion.unused), notes)
+        made = Receipt(source, state_dict, target, str(name), entries, dict(expansion.unused), said)
         receipts[:] = [replace(made, probe=parity, verified=verify)]
 
     files = getattr(reader, "files", None) or Files()

@@ -77,12 +77,15 @@ def into_file(
     live: Callable[[], Mapping[str, Any]] | None = None,
     probe: Any = None,
     max_shard_size: str | int | None = None,
+    keep_envelope: bool = False,
     **how: Any,
 ) -> Receipt:
     """Run the plan into a new file; arguments as for :func:`ckptdoctor.apply`.
 
     ``live`` gives the state dict of a model at hand; others are built when the plan keeps their values.
     """
+    from ckptdoctor.apply.envelope import around, check_positions
+    from ckptdoctor.formats.envelope import open_envelope
     from ckptdoctor.formats.tensors import model_reader
     from ckptdoctor.loading import apply_to_file, needs_model
     from ckptdoctor.plan import expand
@@ -96,6 +99,9 @@ def into_file(
         )
     chosen = _chosen(plan, archive)
     expansion = expand(plan, chosen.tree, target.tree)
+    envelope = open_envelope(archive, chosen) if keep_envelope else None
+    if envelope is not None:
+        check_positions(envelope, expansion, chosen.tree, target.tree)
     initial = None
     if keys := needs_model(expansion, target.tree):
         from ckptdoctor.targets.values import initial_values
@@ -113,6 +119,8 @@ def into_file(
         source_versions=chosen.tree.versions,
         accept=_accepted(plan),
         max_shard_size=None if max_shard_size is None else size_of(max_shard_size),
+        envelope=envelope,
+        notes=around(archive, chosen, envelope),
         **how,
         source=archive.path,
         state_dict=chosen.path,

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 
 def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How a file is written: ``--no-verify``, ``--max-shard-size``."""
+    """How a file is written: ``--no-verify``, ``--max-shard-size``, ``--keep-envelope``."""
+    command = click.option(
+        "--keep-envelope",
+        is_flag=True,
+        help="Keep all else of the checkpoint (optimizer, epoch, averages) as it is; .pth only.",
+    )(command)
     command = click.option(
         "--max-shard-size",
         metavar="SIZE",
@@ -58,6 +63,7 @@ def repair(
     probe: str | None,
     verify: bool,
     max_shard_size: str | None,
+    keep_envelope: bool,
     form: str,
     verbose: bool,
     **options: Any,
@@ -93,6 +99,7 @@ def repair(
             probe=probe,
             verify=verify,
             max_shard_size=max_shard_size,
+            keep_envelope=keep_envelope,
             progress=tell,
         )
     _show(receipt, form)
@@ -130,6 +137,7 @@ def apply(
     probe: str | None,
     verify: bool,
     max_shard_size: str | None,
+    keep_envelope: bool,
     form: str,
     verbose: bool,
 ) -> int:
@@ -156,6 +164,7 @@ def apply(
             probe=probe,
             verify=verify,
             max_shard_size=max_shard_size,
+            keep_envelope=keep_envelope,
             progress=tell,
         )
     _show(receipt, form)

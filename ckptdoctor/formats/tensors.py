@@ -29,6 +29,7 @@ class Span(NamedTuple):
     offset: int
     crc: int | None  # of exactly these bytes, where the file says so
     whole: bool  # they are a whole storage
+    storage: str = ""  # the id of that storage
 
 
 class TensorReader:
@@ -116,7 +117,8 @@ class TensorReader:
         if ref.byteorder != "little" and itemsize > 1:
             return None
         whole = spec.nbytes == ref.nbytes
-        return Span(ref.file, ref.offset + spec.offset * itemsize, ref.crc if whole else None, whole)
+        at = ref.offset + spec.offset * itemsize
+        return Span(ref.file, at, ref.crc if whole else None, whole, spec.storage)
 
     @property
     def files(self) -> Files:

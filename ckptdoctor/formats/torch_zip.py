@@ -28,7 +28,7 @@ LARGEST_CODE = 1 << 24
 def open_zip(source: FileSource) -> Archive:
     """Read a zip checkpoint; raises UnknownFormatError for a zip of another kind."""
     directory = Directory(source)
-    root = _root(source.path, directory)
+    root = zip_root(source.path, directory)
     scripted = root + "constants.pkl" in directory.members or directory.members.has_under(root + "code/")
     byteorder = _small(directory, root + "byteorder") or "little"
     if byteorder not in ("little", "big"):
@@ -52,7 +52,7 @@ def open_zip(source: FileSource) -> Archive:
     )
 
 
-def _root(path: str, directory: Directory) -> str:
+def zip_root(path: str, directory: Directory) -> str:
     """The folder (with its slash) that all members are in; any name, also none."""
     names = directory.members
     found = [

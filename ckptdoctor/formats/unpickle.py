@@ -177,8 +177,16 @@ class Outside(Protocol):
         """The record for one id; raises UnpicklingError for one that is malformed."""
 
 
-def unpickle(window: Window, names: Names, outside: Outside, *, path: str, what: str) -> Any:
-    """The object of the pickle at `window`, which is moved behind it.
+def unpickle(
+    window: Window,
+    names: Names,
+    outside: Outside,
+    *,
+    path: str,
+    what: str,
+    memo: dict[int, Any] | None = None,
+) -> Any:
+    """The object of the pickle at `window`, which is moved behind it; `memo` gets what it remembers.
 
     Raises CorruptCheckpointError for anything that is no well-formed pickle.
     """
@@ -192,7 +200,11 @@ def unpickle(window: Window, names: Names, outside: Outside, *, path: str, what:
     for encoding in ("utf-8", "latin1"):  # as torch.load; latin1 for what Python 2 wrote
         window.position = start
         try:
-            return SafeUnpickler(window, names, outside, encoding).load()
+            unpickler = SafeUnpickler(window, names, outside, encoding)
+            root = unpickler.load()
+            if memo is not None:
+                memo.update(unpickler.memo.copy())
+            return root
         except ReadError:
             raise
         except UnicodeDecodeError as error:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.errors import VerifyError
+from ckptdoctor.formats.walk import anything, children
 from ckptdoctor.ops.bits import same_bits
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import listing
+from ckptdoctor.verify.envelope import envelope_problems
 from ckptdoctor.verify.replay import Casts, Fills, Reader, lossy_casts, quoted, replayed, words
 from ckptdoctor.writers.plain import plain_load
 
 if TYPE_CHECKING:
+    from ckptdoctor.formats.envelope import Envelope
     from ckptdoctor.trees import ParamTree
 
 
@@ -26,16 +31,18 @@ def verify_file(
     initial: Callable[[str], Any] | None = None,
     accept: Collection[str] = (),
     bits: bool = True,
+    envelope: Envelope | None = None,
 ) -> Casts:
     """Check a file that a plan has written; returns what :func:`verify_model` does.
 
     ``path`` is opened anew, by this package's own reader and by plain torch or safetensors; both must find
     exactly the keys, shapes and dtypes of ``target``, and bit for bit what the plan makes of the source.
-    Without ``bits`` only our own reader opens it, and only values whose dtype changes are read.
+    Without ``bits`` only our own reader opens it, and only values whose dtype changes are read. With an
+    ``envelope`` the state dict is in it, and everything around it must be what it was.
 
     Raises :class:`VerifyError`.
     """
-    tree, written = _opened(path, bits)
+    tree, written = _opened(path, bits, envelope)
     problems = [*_specs(tree, target)]
     casts: Casts = {}
     for key, fill in expansion.fills.items():
@@ -44,21 +51,24 @@ def verify_file(
         elif key in tree and fill.kind == "load":
             casts[key] = (tree[key].dtype, "lossless")
     if bits:
-        problems += [*_ties(expansion, target, tree, written), *_plain(path, target, written)]
+        problems += [*_ties(expansion, target, tree, written), *_plain(path, target, written, envelope)]
+    if envelope is not None:
+        problems += envelope_problems(envelope, path, bits=bits)
     problems += lossy_casts(casts, accept)
     if problems:
         raise VerifyError(words(problems, "no file was written"))
     return casts
 
 
-def _opened(path: Path, bits: bool) -> tuple[ParamTree, Reader]:
+def _opened(path: Path, bits: bool, envelope: Envelope | None) -> tuple[ParamTree, Reader]:
     from ckptdoctor.formats import open_checkpoint
     from ckptdoctor.formats.tensors import TensorReader
 
     archive = open_checkpoint(path)
-    if len(archive.state_dicts) != 1:
-        raise VerifyError(f"the new file should hold one state dict, it holds {len(archive.state_dicts)}")
-    reader = TensorReader(archive, archive.state_dicts[0], check_crc=bits, mapped=True)
+    found = [s for s in archive.state_dicts if envelope is None or s.path == envelope.path]
+    if len(found) != 1:
+        raise VerifyError(f"the new file should hold one state dict, it holds {len(found)}")
+    reader = TensorReader(archive, found[0], check_crc=bits, mapped=True)
     if bits:
         reader.check(reader.state_dict.tree.specs)
     return reader.state_dict.tree, reader
@@ -89,15 +99,39 @@ def _ties(expansion: Fills, target: ParamTree, tree: ParamTree, written: Reader)
             yield f"{quoted(key)} and {quoted(other)} are one tensor in the model, two in the file"
 
 
-def _plain(path: Path, target: ParamTree, written: Reader) -> Iterator[str]:
+def _plain(path: Path, target: ParamTree, written: Reader, envelope: Envelope | None) -> Iterator[str]:
     """What plain torch makes of the file, against what our reader makes of it."""
-    found = plain_load(path)
+    found = plain_load(path) if envelope is None else _inside(path, envelope)
+    if found is None:
+        return
     due = [*target.specs, *target.extra]
     if sorted(found) != sorted(due):
         yield f"plain torch finds {len(found)} keys in the new file, the model has {len(due)}"
     for key in target.specs:
         if key in found and not same_bits(found[key], written(key)):
             yield f"{quoted(key)} is read differently by plain torch"
+
+
+def _inside(path: Path, envelope: Envelope) -> Mapping[str, Any] | None:
+    """The state dict as plain torch finds it in the envelope; None if the old file needed trust, too."""
+    with warnings.catch_warnings():  # torch warns of the protocol that the old file has as well
+        warnings.simplefilter("ignore")
+        try:
+            root: Any = plain_load(path)
+        except VerifyError:
+            with suppress(VerifyError):
+                plain_load(Path(envelope.archive.path))
+                raise
+            return None
+    places = [(root, "")]
+    while places:
+        node, where = places.pop()
+        if where == envelope.path:
+            return node if isinstance(node, Mapping) else {}
+        if isinstance(node, dict | list | tuple):
+            below = children(node, where, anything)
+            places += [(value, at) for at, value in below if envelope.path.startswith(at)]
+    return {}
 
 
 def _specs(tree: ParamTree, target: ParamTree) -> Iterator[str]:

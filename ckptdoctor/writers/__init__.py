@@ -36,6 +36,7 @@ __all__ = [
     "Contents",
     "Piece",
     "Span",
+    "check_envelope",
     "check_out",
     "check_place",
     "replacing",
@@ -65,6 +66,19 @@ def check_out(out: Path, fmt: str | None = None) -> None:
     """Whether a file can be written there, before any work is done. Raises :class:`ApplyError`."""
     writer_for(out, fmt)
     check_place(out)
+
+
+def check_envelope(out: Path, fmt: str | None, sharded: bool, probed: bool) -> None:
+    """Whether an envelope can be kept in what is written there. Raises :class:`ApplyError`."""
+    reason = ""
+    if writer_for(out, fmt) is not write_torch:
+        reason = ".safetensors holds tensors only; name a .pth file"
+    elif sharded:
+        reason = "shards hold tensors only; leave out the largest size of a shard"
+    elif probed:
+        reason = "a probe runs on a file of weights alone; leave out the probe"
+    if reason:
+        raise ApplyError(f"the envelope cannot be kept: {reason}, or write the weights alone")
 
 
 def write_state_dict(

@@ -16,6 +16,8 @@ from ckptdoctor.trees import DTYPE_SIZES
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ckptdoctor.formats.envelope import Envelope
+
 
 @dataclass(slots=True, eq=False)
 class Piece:
@@ -50,11 +52,13 @@ class Contents:
     pieces: Mapping[str, Piece]
     versions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # `_metadata` by module path
     objects: Mapping[str, object] = field(default_factory=dict)  # extra state that is no tensor
+    envelope: Envelope | None = None  # what is around it in the file that it comes from
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pieces, one that has several keys counted once."""
-        return sum(p.nbytes for p in dict.fromkeys(self.pieces.values()))
+        """Bytes of all pieces, one that has several keys counted once, and of what is in the envelope."""
+        around = self.envelope.nbytes if self.envelope is not None else 0
+        return around + sum(p.nbytes for p in dict.fromkeys(self.pieces.values()))
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -10,7 +10,9 @@ from typing import Any
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.keys import printable
+from ckptdoctor.receipt import listing
 from ckptdoctor.trees import DTYPE_SIZES
+from ckptdoctor.writers.enveloped import Outline, enveloped
 from ckptdoctor.writers.pieces import Contents
 from ckptdoctor.writers.stream import OnBytes, Place, allocate, fill_places
 from ckptdoctor.writers.torch_pickle import Entry, state_dict_pickle
@@ -20,17 +22,18 @@ from ckptdoctor.writers.torch_zip import ROOT, Record, directory, laid_out, plac
 def write_torch(contents: Contents, path: Path, files: Files, on_bytes: OnBytes | None = None) -> None:
     """Copy and make the tensors into place. Raises :class:`ApplyError`, ReadError or OSError."""
     if contents.objects:
+        if contents.envelope is not None:
+            raise ApplyError(
+                f"extra state that is no tensor ({listing(contents.objects)}) cannot be written into an "
+                "envelope; without --keep-envelope the weights alone are written"
+            )
         _save(contents, path)
         return
-    storages = {piece: str(n) for n, piece in enumerate(dict.fromkeys(contents.pieces.values()))}
-    entries: list[tuple[Entry, int]] = [
-        ((key, p.dtype, p.shape, storages[p], p.nbytes), DTYPE_SIZES[p.dtype])
-        for key, p in contents.pieces.items()
-    ]
-    pickled = state_dict_pickle(entries, contents.versions)
-    small = ((".format_version", b"1"), (".storage_alignment", b"64"), ("byteorder", b"little"))
-    records = [Record(f"{ROOT}/{name}", data) for name, data in (("data.pkl", pickled), *small)]
-    records += [Record(f"{ROOT}/data/{name}", piece=piece) for piece, name in storages.items()]
+    outline = enveloped(contents, files) if contents.envelope is not None else _plain(contents)
+    small = ((".format_version", b"1"), (".storage_alignment", b"64"))[: 2 * outline.computable]
+    small = (("data.pkl", outline.pickle), *small, ("byteorder", b"little"))
+    records = [Record(f"{ROOT}/{name}", data) for name, data in small]
+    records += [Record(f"{ROOT}/data/{name}", piece=piece) for name, piece in outline.storages.items()]
     records += [Record(f"{ROOT}/version", b"3\n"), Record(f"{ROOT}/.data/serialization_id", b"0" * 40)]
     members = laid_out(records)
     descriptor = os.open(path, os.O_RDWR)
@@ -44,6 +47,17 @@ def write_torch(contents: Contents, path: Path, files: Files, on_bytes: OnBytes 
         fill_places(descriptor, [Place(members[-1].header, end)], files)
     finally:
         os.close(descriptor)
+
+
+def _plain(contents: Contents) -> Outline:
+    """A state dict and nothing else."""
+    names = {piece: str(n) for n, piece in enumerate(dict.fromkeys(contents.pieces.values()))}
+    entries: list[tuple[Entry, int]] = [
+        ((key, p.dtype, p.shape, names[p], p.nbytes), DTYPE_SIZES[p.dtype])
+        for key, p in contents.pieces.items()
+    ]
+    pickled = state_dict_pickle(entries, contents.versions)
+    return Outline(pickled, {name: piece for piece, name in names.items()})
 
 
 def _save(contents: Contents, path: Path) -> None:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from ckptdoctor.formats.opcodes import get, put
 
 # What torch has a storage class for; all else is an UntypedStorage and a dtype (``_rebuild_tensor_v3``).
 STORAGES = {
@@ -19,9 +22,19 @@ STORAGES = {
 Entry = tuple[str, str, tuple[int, ...], str, int]  # key, dtype, shape, storage key, its bytes
 
 
+class Lent(NamedTuple):
+    """A storage that other parts of the file have, as they name it, and where in it the tensor begins."""
+
+    kind: str  # "torch FloatStorage"
+    device: str
+    numel: int
+    offset: int
+
+
 class _Pickle:
-    def __init__(self) -> None:
-        self.out = bytearray(b"\x80\x02")
+    def __init__(self, first: int) -> None:
+        self.out = bytearray()
+        self._first = first  # the first number of the memo that is free
         self._memo: dict[bytes, bytes] = {}
         self._tensors: dict[tuple[str, tuple[int, ...]], tuple[bytes, bytes]] = {}
 
@@ -30,11 +43,9 @@ class _Pickle:
         known = self._memo.get(opcodes)
         if known is not None:
             return known
-        index = len(self._memo)
-        put, get = (b"q%c", b"h%c") if index < 256 else (b"r", b"j")
-        number = b"" if index < 256 else struct.pack("<I", index)
-        self._memo[opcodes] = get % index if index < 256 else get + number
-        return opcodes + (put % index if index < 256 else put + number)
+        index = self._first + len(self._memo)
+        self._memo[opcodes] = get(index)
+        return opcodes + put(index)
 
     def call(self, module: str, name: str) -> bytes:
         return self.once(f"c{module}\n{name}\n".encode())
@@ -53,6 +64,16 @@ class _Pickle:
             head, tail = known
         self.out += head + _text(storage) + tail
 
+    def lent(self, entry: Entry, lent: Lent) -> None:
+        """A tensor in a storage that is in the file anyway."""
+        _, dtype, shape, storage, _ = entry
+        typed = lent.kind.endswith(STORAGES.get(dtype, "?"))
+        head = self.call("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
+        head += b"((" + self.once(_text("storage")) + self.call(*lent.kind.split(" ")) + _text(storage)
+        head += self.once(_text(lent.device)) + _int(lent.numel) + b"tQ" + _int(lent.offset)
+        head += _ints(shape) + _ints(_strides(shape)) + b"\x89" + self.ordered_dict()
+        self.out += head + (b"" if typed else self.call("torch", dtype)) + b"tR"
+
     def _around(self, dtype: str, shape: tuple[int, ...], nbytes: int, itemsize: int) -> tuple[bytes, bytes]:
         """What comes before and behind the storage's name."""
         typed = STORAGES.get(dtype)
@@ -68,11 +89,25 @@ def state_dict_pickle(
     entries: Iterable[tuple[Entry, int]], versions: Mapping[str, Mapping[str, int]]
 ) -> bytes:
     """An OrderedDict of tensors; ``versions`` become its ``_metadata``. Entries come with an item's bytes."""
-    pickle = _Pickle()
+    return b"\x80\x02" + state_dict_opcodes(entries, versions) + b"."
+
+
+def state_dict_opcodes(
+    entries: Iterable[tuple[Entry, int]],
+    versions: Mapping[str, Mapping[str, int]],
+    *,
+    first: int = 0,
+    lent: Mapping[str, Lent] | None = None,
+) -> bytes:
+    """The same inside of another pickle, whose memo is free from ``first`` on; ``lent`` by key."""
+    pickle, lent = _Pickle(first), lent or {}
     pickle.out += pickle.ordered_dict() + b"("
     for entry, itemsize in entries:
         pickle.out += _text(entry[0])
-        pickle.tensor(entry, itemsize)
+        if lent and entry[0] in lent:
+            pickle.lent(entry, lent[entry[0]])
+        else:
+            pickle.tensor(entry, itemsize)
     pickle.out += b"u"
     if versions:
         pickle.out += b"}" + _text("_metadata") + pickle.ordered_dict() + b"("
@@ -82,7 +117,7 @@ def state_dict_pickle(
                 pickle.out += _text(name) + _int(value)
             pickle.out += b"u"
         pickle.out += b"usb"
-    return bytes(pickle.out + b".")
+    return bytes(pickle.out)
 
 
 def _text(text: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -71,3 +72,24 @@ def test_progress_is_shown_after_a_second_and_taken_away(monkeypatch, capsys) ->
         tell(2_000_000, 4_000_000)
     shown = capsys.readouterr().err
     assert "writing x.pth" in shown and "2.0/4.0 MB" in shown
+
+
+def test_an_envelope_is_left_out_with_a_word_or_kept(run: Run, files: Path) -> None:
+    state = torch.load("ddp.pth")
+    rest = {"epoch": 3, "args": argparse.Namespace(lr=1)}
+    torch.save({"epoch": 3, "state_dict": state, "args": rest["args"]}, "in.pth")
+    for out in ("weights.pth", "weights.safetensors"):
+        ended = run("repair", "model.pth", "in.pth", "-o", out)
+        assert ended.code == 0 and "note: left out: `epoch`, `args`; --keep-envelope" in ended.out
+    ended = run("repair", "model.pth", "in.pth", "-o", "whole.pth", "--keep-envelope")
+    assert ended.code == 0 and "note: as in in.pth: `epoch`, `args`" in ended.out, ended.err
+    run("plan", "model.pth", "in.pth", "-o", "plan.toml")
+    ended = run("apply", "plan.toml", "in.pth", "-o", "again.pth", "--keep-envelope", "--no-verify")
+    assert ended.code == 0, ended.err
+    for name in ("whole.pth", "again.pth"):
+        found = torch.load(name, weights_only=False)
+        assert list(found) == ["epoch", "state_dict", "args"]
+        assert {"epoch": found["epoch"], "args": found["args"]} == rest
+        assert torch.equal(found["state_dict"]["3.weight"], torch.full((50, 50), 3.0))
+    ended = run("repair", "model.pth", "in.pth", "-o", "w.safetensors", "--keep-envelope")
+    assert ended.code != 0 and "safetensors holds tensors only; name a .pth file" in ended.err

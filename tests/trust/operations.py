@@ -35,6 +35,8 @@ def prepare(folder: Path, seed: int = 1) -> None:
     from ckptdoctor.plan import to_toml
 
     torch.save({f"module.{k}": v for k, v in values(seed).items()}, folder / "in.pth")
+    whole = {"epoch": 3, "model": torch.load(folder / "in.pth"), "rest": [1]}
+    torch.save(whole, folder / "whole.pth")
     torch.save(Net().state_dict(), folder / "reference.pth")
     plan = ckptdoctor.plan(str(folder / "reference.pth"), folder / "in.pth")
     (folder / "plan.toml").write_text(to_toml(plan))
@@ -63,6 +65,14 @@ def over_the_input(folder: Path) -> None:
     ckptdoctor.apply(plan, folder / "in.pth", out=folder / "in.pth")
 
 
+def enveloped(folder: Path) -> None:
+    """The file has an envelope, which is kept."""
+    import ckptdoctor
+
+    plan = ckptdoctor.plan(str(folder / "reference.pth"), folder / "whole.pth")
+    ckptdoctor.apply(plan, folder / "whole.pth", out=folder / "out.pth", keep_envelope=True)
+
+
 @dataclass(frozen=True)
 class Operation:
     """``run(folder)`` makes ``out`` from the files of ``prepare``."""
@@ -76,6 +86,7 @@ OPERATIONS: dict[str, Operation] = {
     "repair to .safetensors": Operation(
         command("repair", "@reference.pth", "@in.pth", "-o", "@out.safetensors"), "out.safetensors"
     ),
+    "repair, keeping the envelope": Operation(enveloped, "out.pth"),
     "apply": Operation(command("apply", "@plan.toml", "@in.pth", "-o", "@out.pth"), "out.pth"),
     "apply over the input": Operation(over_the_input, "in.pth"),
 }
@@ -87,4 +98,5 @@ def complete(path: Path, seed: int = 1) -> bool:
 
     found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     want = values(seed)
+    found = found.get("model", found)
     return set(found) == set(want) and all(torch.equal(found[k], v) for k, v in want.items())
