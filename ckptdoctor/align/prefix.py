@@ -71,9 +71,12 @@ def find_base(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> Base:
 def _relative(names: Mapping[str, Shape], large: bool) -> dict[str, set[tuple[str, Shape]]]:
     sizes: Counter[str] = Counter()
     for name in names:
-        segments = name.split(".")
-        for depth in range(1, min(len(segments), 5)):
-            sizes[".".join(segments[:depth])] += 1
+        at = name.find(".")
+        for _ in range(4):
+            if at < 0:
+                break
+            sizes[name[:at]] += 1
+            at = name.find(".", at + 1)
     chosen = [p for p, n in sizes.most_common(6 if large else _MOST) if n > 1]
     found: dict[str, set[tuple[str, Shape]]] = {
         "": {(name, canonical_shape(shape)) for name, shape in names.items()}

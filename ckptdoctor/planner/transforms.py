@@ -38,6 +38,11 @@ def sets(matches: Iterable[Match], names: Mapping[str, str], source: ParamTree) 
         groups.setdefault(match.sources, []).append(match)
     found: list[Set] = []
     for sources, made in groups.items():
+        if len(made) == len(sources) == 1 and made[0].ops in ((), ("copy",)):
+            match = made[0]
+            kind: Safety = "safe" if match.status == "safe" else "unsafe"
+            found.append(Set((names[sources[0]],), ((match.target, "copy"),), kind, why(made)))
+            continue
         safety = _safety(made, [source[s].shape for s in sources])
         chains = tuple((m.target, "|".join(m.ops) or "copy") for m in made)
         found.append(Set(tuple(names[s] for s in sources), chains, safety, why(made)))

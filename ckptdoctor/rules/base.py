@@ -98,13 +98,14 @@ class Case:
         """Plain pairs whose names still differ after the strips: (checkpoint name, model key)."""
         if self.alignment is None:
             return ()
+        stripped, tied = self.stripped, self.tied
         return tuple(
-            (self.stripped.get(m.sources[0], m.sources[0]), m.target)
+            (name, m.target)
             for m in self.alignment.matches.values()
             if m.status in ("safe", "unsafe")
             and len(m.sources) == 1
-            and self.stripped.get(m.sources[0], m.sources[0]) != m.target
-            and m.target not in self.tied
+            and (name := stripped.get(m.sources[0], m.sources[0])) != m.target
+            and m.target not in tied
         )
 
     @cached_property
