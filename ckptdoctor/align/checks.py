@@ -22,6 +22,7 @@ Head = tuple[Token, ...]  # what stands before the number of a list
 
 
 _LEAVES = frozenset({"weight", "bias", "running_mean", "running_var"})
+_OF_TENSOR = frozenset(f"both are `{leaf}`" for leaf in _LEAVES)
 
 
 def take_back(
@@ -249,6 +250,8 @@ def scattered(state: State) -> None:
     """
     names = {key: name for name, key in state.source_names.items()}
     for unit in state.whole_targets:
+        if sum(map(len, unit)) < 2:
+            continue  # one tensor is the module's own or a stranger's, never both
         rows = [(n, state.matches.get(state.target_names[n])) for leaf in unit for n in leaf]
         homes = {
             n: names[m.sources[0]].rpartition(".")[0]
@@ -268,8 +271,7 @@ def scattered(state: State) -> None:
 
 def _names_it(reason: str) -> bool:
     """Whether the reason is the module's own name (`q_bias` beside `query.weight`), not the tensor's."""
-    of_tensor = {f"both are `{leaf}`" for leaf in _LEAVES}
-    return reason.startswith("both are `") and reason not in of_tensor
+    return reason.startswith("both are `") and reason not in _OF_TENSOR
 
 
 def partly_used(state: State) -> None:
@@ -277,13 +279,17 @@ def partly_used(state: State) -> None:
     folded = {k for keys in state.folds.values() for k in keys}  # asked about once, elsewhere
     filled = {k for k, m in state.matches.items() if m.status == "safe" or k in folded}
     used = {s for k in filled for s in _all_sources(state.matches[k])}
+    fills: dict[str, list[str]] = defaultdict(list)
+    for k, m in state.matches.items():
+        for s in m.sources:
+            fills[s].append(k)
     keys: set[str] = set()
     twins = {state.target[k].shape for k in state.followers}
     for unit in state.whole_sources:
         mine = [state.source_names[n] for leaf in unit for n in leaf]
         mine = [k for k in mine if k in used or state.source[k].shape not in twins]
         if any(k in used for k in mine) and not all(k in used for k in mine):
-            keys |= {k for k, m in state.matches.items() if set(m.sources) & set(mine)}
+            keys.update(k for s in mine for k in fills.get(s, ()))
     for unit in state.whole_targets:
         theirs = [state.target_names[n] for leaf in unit for n in leaf]
         if any(k in filled for k in theirs) and not all(k in filled for k in theirs):

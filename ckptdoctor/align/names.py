@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 from itertools import chain
+from typing import NamedTuple
 
 # `3x3` is the size of a kernel: a word, and no number that counts. The last row: any other script.
 _WORDS = re.compile(
@@ -134,8 +134,7 @@ def is_training_state(key: str) -> bool:
     return key.replace("/", ".").rpartition(".")[2].partition(":")[0] in _training_leaves()
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(NamedTuple):
     """A module's path as evidence.
 
     ``concepts`` holds one tuple per segment; ``numbers`` all numbers in order; ``skeleton`` the

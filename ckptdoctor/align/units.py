@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 from ckptdoctor.align.names import Name, Token, exclusive_values, leaf_role, name_of
 from ckptdoctor.trees import TensorSpec
@@ -31,8 +32,7 @@ OPTIONAL_ROLES = frozenset({"num_batches_tracked"})
 _HEADED = ("q", "k", "v")  # parts of an attention whose output has heads
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """One tensor of a unit: the keys it is made of (usually one) and its spec."""
 
     keys: tuple[str, ...]
