@@ -44,6 +44,8 @@ def take_back(
 
 def duplicates(state: State) -> None:
     """Several checkpoint keys fall together once wrapper names are off."""
+    if not state.duplicates:
+        return
     back = {key: name for name, key in state.target_names.items()}
     for key, match in list(state.matches.items()):
         rivals = {k for s in match.sources for k in state.duplicates.get(strip_key(s), ())}
@@ -276,6 +278,8 @@ def _names_it(reason: str) -> bool:
 
 def partly_used(state: State) -> None:
     """A module's tensors travel together: where only some found their place, none is certain."""
+    if not (state.whole_sources or state.whole_targets):
+        return
     folded = {k for keys in state.folds.values() for k in keys}  # asked about once, elsewhere
     filled = {k for k, m in state.matches.items() if m.status == "safe" or k in folded}
     used = {s for k in filled for s in _all_sources(state.matches[k])}

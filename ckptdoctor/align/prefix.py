@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -24,10 +24,16 @@ class Canonical:
 
 def canonical(keys: Iterable[str]) -> Canonical:
     """Names without wrapper segments; several keys may fall together (reported, never merged)."""
-    names: dict[str, list[str]] = defaultdict(list)
+    names: dict[str, list[str]] = {}
+    several: set[str] = set()
     for key in keys:
-        names[strip_key(key)].append(key)
-    return Canonical(dict(names), {n: ks for n, ks in names.items() if len(ks) > 1})
+        name = strip_key(key)
+        if name in names:
+            names[name].append(key)
+            several.add(name)
+        else:
+            names[name] = [key]
+    return Canonical(names, {n: names[n] for n in names if n in several} if several else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckptdoctor.align.model import Match
 from ckptdoctor.keys import fold_in_order
@@ -16,8 +17,7 @@ from ckptdoctor.planner.wanted import why
 from ckptdoctor.trees import ParamTree
 
 
-@dataclass(frozen=True, slots=True)
-class Set:
+class Set(NamedTuple):
     """Sources that belong together, and what is made of them: ``(target, chain)``."""
 
     sources: tuple[str, ...]
