@@ -31,7 +31,8 @@ WRAPPERS: tuple[Wrapper, ...] = (
 )
 BY_SEGMENT = {w.segment: w for w in WRAPPERS}
 # A cheap first look: most keys carry no wrapper at all.
-_WRAPPED = re.compile(rf"(?:^|\.)(?:{'|'.join(BY_SEGMENT)})(?:\.|$)").search
+is_wrapped = re.compile(rf"(?:^|\.)(?:{'|'.join(BY_SEGMENT)})(?:\.|$)").search
+_INSIDE = re.compile(rf"\.(?:{'|'.join(w.segment for w in WRAPPERS if w.anywhere)})(?:\.|$)").search
 
 
 def strip_key(key: str, own: frozenset[str] = frozenset()) -> str:
@@ -42,10 +43,16 @@ def strip_key(key: str, own: frozenset[str] = frozenset()) -> str:
     >>> strip_key("sa1.mlp_module.layer0.weight")
     'sa1.mlp_module.layer0.weight'
     """
-    if not _WRAPPED(key):
-        return key
+    rest = key
+    while rest:
+        segment, dot, below = rest.partition(".")
+        if segment not in BY_SEGMENT or segment in own:
+            break
+        rest = below if dot else ""
+    if not _INSIDE(rest):
+        return rest or key
     out: list[str] = []
-    for segment in key.split("."):
+    for segment in rest.split("."):
         wrapper = BY_SEGMENT.get(segment)
         if wrapper is not None and segment not in own and (wrapper.anywhere or not out):
             continue

@@ -43,6 +43,8 @@ def take_back(
 
 def duplicates(state: State) -> None:
     """Several checkpoint keys fall together once wrapper names are off."""
+    if not state.duplicates:
+        return
     back = {key: name for name, key in state.target_names.items()}
     for key, match in list(state.matches.items()):
         rivals = {k for s in match.sources for k in state.duplicates.get(strip_key(s), ())}
@@ -249,6 +251,8 @@ def scattered(state: State) -> None:
     """
     names = {key: name for name, key in state.source_names.items()}
     for unit in state.whole_targets:
+        if sum(map(len, unit)) < 2:
+            continue  # one tensor is the module's own or a stranger's, never both
         rows = [(n, state.matches.get(state.target_names[n])) for leaf in unit for n in leaf]
         homes = {
             n: names[m.sources[0]].rpartition(".")[0]
@@ -274,16 +278,22 @@ def _names_it(reason: str, module: str) -> bool:
 
 def partly_used(state: State) -> None:
     """A module's tensors travel together: where only some found their place, none is certain."""
+    if not (state.whole_sources or state.whole_targets):
+        return
     folded = {k for keys in state.folds.values() for k in keys}  # asked about once, elsewhere
     filled = {k for k, m in state.matches.items() if m.status == "safe" or k in folded}
     used = {s for k in filled for s in _all_sources(state.matches[k])}
+    fills: dict[str, list[str]] = defaultdict(list)
+    for k, m in state.matches.items():
+        for s in m.sources:
+            fills[s].append(k)
     keys: set[str] = set()
     twins = {state.target[k].shape for k in state.followers}
     for unit in state.whole_sources:
         mine = [state.source_names[n] for leaf in unit for n in leaf]
         mine = [k for k in mine if k in used or state.source[k].shape not in twins]
         if any(k in used for k in mine) and not all(k in used for k in mine):
-            keys |= {k for k, m in state.matches.items() if set(m.sources) & set(mine)}
+            keys.update(k for s in mine for k in fills.get(s, ()))
     for unit in state.whole_targets:
         theirs = [state.target_names[n] for leaf in unit for n in leaf]
         if any(k in filled for k in theirs) and not all(k in filled for k in theirs):

@@ -12,10 +12,10 @@ from ckptdoctor.align.units import Leaf
 from ckptdoctor.decisions import Decision
 from ckptdoctor.errors import DecisionError, PlanError
 from ckptdoctor.keys import matches, printable
-from ckptdoctor.ops import Chain, parse_chain
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
+    from ckptdoctor.ops import Chain
 
 
 def op_for(state: State, key: str) -> Decision | None:
@@ -45,6 +45,8 @@ def chosen_match(state: State, key: str, sources: tuple[str, ...], decision: Dec
 
 
 def _chain(decision: Decision) -> Chain:
+    from ckptdoctor.ops import parse_chain
+
     try:
         return parse_chain(decision.value.partition("=")[2])
     except PlanError as error:
@@ -53,9 +55,11 @@ def _chain(decision: Decision) -> Chain:
 
 def resized(state: State) -> None:
     """Chosen ops for keys that have one name on both sides and shapes that do not fit: before matching."""
+    if not any(True for _ in _decisions(state)):
+        return
     for name, key in list(state.target_names.items()):
         mine = state.source_names.get(name)
-        if mine is None or not any(True for _ in _decisions(state)):
+        if mine is None:
             continue
         decision = op_for(state, key)
         if decision is None or options(Leaf((mine,), state.source[mine].shape), state.target[key].shape):

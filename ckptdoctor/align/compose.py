@@ -41,11 +41,15 @@ def part_sets(units: Sequence[Unit], pack: str) -> list[list[Unit]]:
 
 def compose(mine: list[Unit], theirs: Sequence[Unit]) -> list[Unit]:
     """Replace complete part sets by one composite unit where the other side holds them fused."""
+    same: set[str] = set()
     for pack in PACKS:
-        same = {u.path for u in theirs}
+        fused = fused_units(theirs, pack)
+        if not fused:  # nothing to pack for, in the usual case
+            continue
+        same = same or {u.path for u in theirs}
         sets = [s for s in part_sets(mine, pack) if _packable(s) and not all(u.path in same for u in s)]
         ranks = {len(s[0].leaves["weight"].shape) for s in sets}
-        wanted = sum(len(u.leaves["weight"].shape) in ranks for u in fused_units(theirs, pack))
+        wanted = sum(len(u.leaves["weight"].shape) in ranks for u in fused)
         spare = wanted - len(fused_units(mine, pack))
         both = part_sets(theirs, pack)  # split on the other side as well: nothing to pack
         if not sets or both or len(sets) not in (wanted, spare):

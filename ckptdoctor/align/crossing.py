@@ -22,7 +22,6 @@ from ckptdoctor.errors import PlanError
 from ckptdoctor.keys.capture import Binding, capture
 from ckptdoctor.keys.names import skeleton
 from ckptdoctor.keys.rules import FirstMatch
-from ckptdoctor.ops import parse_chain
 from ckptdoctor.trees import ParamTree
 from ckptdoctor.wrappers import strip_key
 
@@ -169,6 +168,8 @@ class Crossing:
         )
 
     def _claim(self, target: str, sources: tuple[str, ...], text: str, values: Values) -> bool:
+        from ckptdoctor.ops import parse_chain
+
         why = self.recipe.note if text else ""
         try:
             chain = parse_chain(substitute(text, values.known, values.look))

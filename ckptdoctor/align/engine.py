@@ -73,8 +73,9 @@ def to_one_space(state: State) -> None:
         names_t = {k: k for k in facts.open_target(state)}
     names_s = {n: ks[-1] if n in names_t and n in ks else ks[0] for n, ks in mine.names.items()}
     state.followers = finish.followers(state.target, names_s)
-    shapes_s = {n: state.source[k].shape for n, k in names_s.items()}
-    shapes_t = {n: state.target[k].shape for n, k in names_t.items()}
+    specs_s, specs_t = state.source.specs, state.target.specs
+    shapes_s = {n: specs_s[k].shape for n, k in names_s.items()}
+    shapes_t = {n: specs_t[k].shape for n, k in names_t.items()}
     # Nothing is to be found, and it would take long, where all names and shapes agree already.
     state.base = Base("", "", len(shapes_t)) if shapes_s == shapes_t else find_base(shapes_s, shapes_t)
     state.source_names = {relative_name(n, state.base.source): k for n, k in names_s.items()}
@@ -86,9 +87,10 @@ def same_names(state: State) -> None:
     names, mine = state.target_names, state.source_names
     if len(mine) != len(names) or state.duplicates or state.base.rivals or state.base.places:
         return
+    sources, targets = state.source.specs, state.target.specs
     for name, key in names.items():
         other = mine.get(name)
-        if other is None or state.source[other].shape != state.target[key].shape:
+        if other is None or sources[other].shape != targets[key].shape:
             return
     for name, key in names.items():
         state.matches[key] = Match(key, "safe", (mine[name],), (), ("same name",))

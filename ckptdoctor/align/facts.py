@@ -97,6 +97,8 @@ def _known_renames(state: State) -> None:
 
     Unlike a decision they may fit nothing: a newer checkpoint has the new names already.
     """
+    if not state.target.renamed:
+        return
     mine = {strip_key(k): k for k in state.source.specs if k not in state.unused}
     theirs = {strip_key(k): k for k in state.target.specs if k not in state.matches}
     for new, old in state.target.renamed.items():
@@ -145,7 +147,7 @@ def _reinit(state: State) -> None:
                 raise DecisionError(f"reinit={printable(pattern)}: `{printable(key)}` is also renamed to")
             state.matches[key] = Match(key, "kept", evidence=(f"decision: reinit={pattern}",))
     kept = {strip_key(k) for k, m in state.matches.items() if m.status == "kept"}
-    for key in state.source.specs:
+    for key in state.source.specs if kept else ():
         if strip_key(key) in kept and key not in state.unused:
             why = "the model key of this name keeps its initial value by decision"
             state.unused[key] = Unused(key, why, True)

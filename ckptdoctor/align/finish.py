@@ -104,6 +104,8 @@ def _open_leaf(state: State, dst: Leaf, candidates: Sequence[Leaf]) -> None:
 
 def leftovers(state: State) -> None:
     """Derived buffers that the checkpoint has, under the same name or another."""
+    if not state.target_names:
+        return
     used = {s for m in state.matches.values() for s in m.sources}
     homes = _homes(state)
     for name, key in state.target_names.items():

@@ -138,6 +138,8 @@ def _join(unit: Unit, role: str, roles: Sequence[str], op: str, fold: str) -> No
 
 def _adapters(units: list[Unit], facts: Mapping[str, Fact]) -> list[Unit]:
     """LoRA's A and B go into the weight that they belong to, when alpha is known."""
+    if not any(".lora_" in u.path for u in units):
+        return units
     alpha = facts.get("lora_alpha")
     by_path = {u.path: u for u in units}
     parts: dict[str, dict[str, list[Unit]]] = defaultdict(lambda: defaultdict(list))
@@ -180,7 +182,10 @@ def _batch_norms(units: list[Unit], facts: Mapping[str, Fact]) -> list[Unit]:
     """Every BatchNorm goes into the one layer in front of it, or none does."""
     eps = facts.get("batch_norm_eps")
     norms = [u for u in units if "running_mean" in u.leaves]
-    hosts = {norm.index: _host(norm, units) for norm in norms}
+    by_parent: dict[str, list[Unit]] = defaultdict(list)
+    for unit in units if norms else ():
+        by_parent[unit.path.rpartition(".")[0]].append(unit)
+    hosts = {norm.index: _host(norm, by_parent[norm.path.rpartition(".")[0]]) for norm in norms}
     layers = [h.index for h in hosts.values() if h is not None]
     if not norms or len(set(layers)) != len(norms):
         return units
@@ -202,17 +207,16 @@ def _batch_norms(units: list[Unit], facts: Mapping[str, Fact]) -> list[Unit]:
     return [u for u in units if u.index not in gone]
 
 
-def _host(norm: Unit, units: Sequence[Unit]) -> Unit | None:
+def _host(norm: Unit, siblings: Sequence[Unit]) -> Unit | None:
     """The layer with as many outputs in the same module: of the same number, the one before, the only one."""
     if not {"weight", "bias", "running_var"} <= set(norm.leaves):
         return None
-    parent, _, name = norm.path.rpartition(".")
+    name = norm.path.rpartition(".")[2]
     size = norm.leaves["weight"].shape
     near = [
         u
-        for u in units
-        if u.path.rpartition(".")[0] == parent
-        and kind_of(u) == "matrix"
+        for u in siblings
+        if kind_of(u) == "matrix"
         and not _TURNED & {t for segment in u.name.concepts for t in segment}
         and u.leaves["weight"].shape[:1] == size
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align import facts
@@ -88,10 +89,11 @@ def _patches_crossed(u: Unit, v: Unit) -> bool:
     """A patch embedding that is a matrix on one side and a convolution on the other."""
     if "weight" not in u.leaves or "weight" not in v.leaves:
         return False
-    ranks = {len(u.leaves["weight"].shape), len(v.leaves["weight"].shape)}
+    if len(u.leaves["weight"].shape) == len(v.leaves["weight"].shape):
+        return False
     spoken = {t for x in (u, v) for seg in x.name.concepts for t in seg}
     spatial = max((x.leaves["weight"].shape for x in (u, v)), key=len)
-    return len(ranks) == 2 and "patch" in spoken and any(d > 1 for d in spatial[2:])
+    return "patch" in spoken and any(d > 1 for d in spatial[2:])
 
 
 def _question(state: State, pairs: list[tuple[Unit, Unit]], kind: str, title: str, note: str) -> None:
@@ -117,8 +119,12 @@ def _raw(unit: Unit) -> tuple[Token, ...]:
 
 
 def _listed(unit: Unit, kind: str) -> bool:
-    raw = " ".join(str(t) for t in _raw(unit))
-    return any(raw == phrase for phrase in table()["layouts"][kind])
+    return _phrase(_raw(unit)) in table()["layouts"][kind]
+
+
+@lru_cache(maxsize=65536)
+def _phrase(raw: tuple[Token, ...]) -> str:
+    return " ".join(map(str, raw))
 
 
 def _packing_crossed(u: Unit, v: Unit) -> bool:

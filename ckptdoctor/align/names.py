@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
+from itertools import chain
+from typing import NamedTuple
 
 # `3x3` is the size of a kernel: a word, and no number that counts. The last row: any other script.
 _WORDS = re.compile(
@@ -133,8 +134,7 @@ def is_training_state(key: str) -> bool:
     return key.replace("/", ".").rpartition(".")[2].partition(":")[0] in _training_leaves()
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(NamedTuple):
     """A module's path as evidence.
 
     ``concepts`` holds one tuple per segment; ``numbers`` all numbers in order; ``skeleton`` the
@@ -151,39 +151,55 @@ class Name:
 
 
 @lru_cache(maxsize=65536)
+def _segment(text: str) -> tuple[tuple[Token, ...], tuple[int, ...], str, tuple[Token, ...]]:
+    """Concepts, numbers, skeleton and words of one segment; large trees have few different ones."""
+    tokens = words(text)
+    concepts = concepts_of(tokens)
+    skeleton = "_".join("#" if isinstance(t, int) else t for t in concepts)
+    return concepts, tuple(t for t in tokens if isinstance(t, int)), skeleton, tokens
+
+
+@lru_cache(maxsize=65536)
 def name_of(path: str) -> Name:
     """Read a path."""
-    segments = path.split(".") if path else []
-    tokens = tuple(words(s) for s in segments)
-    flat = tuple(t for seg in tokens for t in seg)
-    concepts = tuple(concepts_of(t) for t in tokens)
+    if not path:
+        return Name(path, (), (), "", (), ())
+    concepts, counted, skeletons, tokens = zip(*map(_segment, path.split(".")), strict=True)
     return Name(
         path,
         concepts,
-        tuple(t for t in flat if isinstance(t, int)),
-        ".".join("_".join("#" if isinstance(t, int) else t for t in seg) for seg in concepts),
-        flat,
-        tuple(t for seg in concepts for t in seg),
+        tuple(chain.from_iterable(counted)),
+        ".".join(skeletons),
+        tuple(chain.from_iterable(tokens)),
+        tuple(chain.from_iterable(concepts)),
     )
 
 
 def exclusive_values(name: Name) -> dict[str, Token]:
     """Group -> the value nearest to the leaf."""
-    groups = exclusive_groups()
     found: dict[str, Token] = {}
     for segment in name.concepts:
-        here: dict[str, set[str]] = {}
-        for token in segment:
-            group = groups.get(token) if isinstance(token, str) else None
-            if group is not None and isinstance(token, str):
-                here.setdefault(group, set()).add(token)
-        for group, values in here.items():
-            whole = _WHOLES.get(frozenset(values)) if len(values) > 1 else next(iter(values))
+        for group, whole in _segment_values(segment):
             if whole is None:
                 found.pop(group, None)  # several at once say nothing
             else:
                 found[group] = whole
     return found
+
+
+@lru_cache(maxsize=65536)
+def _segment_values(segment: tuple[Token, ...]) -> tuple[tuple[str, str | None], ...]:
+    """What one segment says of each exclusive group; None where it says several things at once."""
+    groups = exclusive_groups()
+    here: dict[str, set[str]] = {}
+    for token in segment:
+        group = groups.get(token) if isinstance(token, str) else None
+        if group is not None and isinstance(token, str):
+            here.setdefault(group, set()).add(token)
+    return tuple(
+        (group, _WHOLES.get(frozenset(values)) if len(values) > 1 else next(iter(values)))
+        for group, values in here.items()
+    )
 
 
 _WHOLES = {

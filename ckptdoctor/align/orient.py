@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from ckptdoctor.align.units import Leaf, Shape, Unit, is_stacked
@@ -35,7 +36,11 @@ def options(src: Leaf, dst: Shape, stacked: bool = False) -> tuple[Chain, ...]:
 
     ``stacked`` tensors hold one matrix for each expert, which may be transposed.
     """
-    shape = src.shape
+    return _options(src.shape, dst, stacked)
+
+
+@lru_cache(maxsize=65536)
+def _options(shape: Shape, dst: Shape, stacked: bool) -> tuple[Chain, ...]:
     if prod(shape) != prod(dst):
         return ()
     found: list[Chain] = []
@@ -77,13 +82,17 @@ def make_pairs(source: Unit, target: Unit) -> list[Pair] | None:
 
 def decide(pairs: Sequence[Pair]) -> None:
     """Choose among several options by the vote of the family."""
+    if all(len(pair.options) == 1 for pair in pairs):
+        for pair in pairs:
+            pair.chosen = pair.options[0]
+        return
     votes: dict[tuple[str, str], set[Chain]] = defaultdict(set)
     for pair in pairs:
         if len(pair.options) == 1:
             pair.chosen = pair.options[0]
             for family in _families(pair):
                 votes[family].add(_kind(pair.chosen))
-    turned = any(_kind(p.chosen) for p in pairs if p.chosen is not None and _votes(p))
+    turned = any(p.chosen and _kind(p.chosen) and _votes(p) for p in pairs)
     for pair in pairs:
         if pair.chosen is None:
             _follow(pair, votes, turned)
@@ -122,17 +131,21 @@ def _votes(pair: Pair) -> bool:
     return sum(d != 1 for d in shape) > 1 and "embed" not in {t for s in pair.source.name.concepts for t in s}
 
 
-def _families(pair: Pair) -> list[tuple[str, str]]:
+def _families(pair: Pair) -> tuple[tuple[str, str], ...]:
     """From narrow to wide: same module words, same tensor word, same class and block."""
     shape = pair.target.leaves[pair.role].shape
-    if sum(d != 1 for d in shape) < 2:
-        return []
-    bare = "bare" if pair.source.bare else "module"
-    # A table that is looked up is no matrix that is multiplied, though both are called `weight`.
-    looked_up = "table" if "Embedding" in pair.target.cls else "matrix"
-    kind = f"{bare}/{looked_up}/{len(shape)}"
+    if len(shape) < 2 or sum(d != 1 for d in shape) < 2:
+        return ()
     word = _leaf_word(pair.source.leaves[pair.role].keys[0])
-    skeleton = pair.source.name.skeleton
+    return _families_of(pair.source.name.skeleton, word, len(shape), pair.source.bare, pair.target.cls)
+
+
+@lru_cache(maxsize=65536)
+def _families_of(skeleton: str, word: str, rank: int, is_bare: bool, cls: str) -> tuple[tuple[str, str], ...]:
+    bare = "bare" if is_bare else "module"
+    # A table that is looked up is no matrix that is multiplied, though both are called `weight`.
+    looked_up = "table" if "Embedding" in cls else "matrix"
+    kind = f"{bare}/{looked_up}/{rank}"
     families = [
         ("path", f"{skeleton}.{word}/{kind}"),
         ("name", f"{skeleton.rpartition('.')[2]}.{word}/{kind}"),
@@ -141,6 +154,6 @@ def _families(pair: Pair) -> list[tuple[str, str]]:
         families.append(("leaf", f"{word}/{kind}"))
     if "#" in skeleton:
         families.append(("block", f"{skeleton[: skeleton.rindex('#') + 1]}/{word}/{kind}"))
-    if pair.target.cls:
-        families.append(("class", f"{pair.target.cls}/{kind}"))
-    return families
+    if cls:
+        families.append(("class", f"{cls}/{kind}"))
+    return tuple(families)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -24,10 +24,16 @@ class Canonical:
 
 def canonical(keys: Iterable[str]) -> Canonical:
     """Names without wrapper segments; several keys may fall together (reported, never merged)."""
-    names: dict[str, list[str]] = defaultdict(list)
+    names: dict[str, list[str]] = {}
+    several: set[str] = set()
     for key in keys:
-        names[strip_key(key)].append(key)
-    return Canonical(dict(names), {n: ks for n, ks in names.items() if len(ks) > 1})
+        name = strip_key(key)
+        if name in names:
+            names[name].append(key)
+            several.add(name)
+        else:
+            names[name] = [key]
+    return Canonical(names, {n: names[n] for n in names if n in several} if several else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +77,12 @@ def find_base(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> Base:
 def _relative(names: Mapping[str, Shape], large: bool) -> dict[str, set[tuple[str, Shape]]]:
     sizes: Counter[str] = Counter()
     for name in names:
-        segments = name.split(".")
-        for depth in range(1, min(len(segments), 5)):
-            sizes[".".join(segments[:depth])] += 1
+        at = name.find(".")
+        for _ in range(4):
+            if at < 0:
+                break
+            sizes[name[:at]] += 1
+            at = name.find(".", at + 1)
     chosen = [p for p, n in sizes.most_common(6 if large else _MOST) if n > 1]
     found: dict[str, set[tuple[str, Shape]]] = {
         "": {(name, canonical_shape(shape)) for name, shape in names.items()}

@@ -7,6 +7,8 @@ no proof of anything.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align.checks import take_back
@@ -19,8 +21,11 @@ if TYPE_CHECKING:
 
 def exchanged(state: State) -> None:
     """Take back pairs that rest on shapes alone, where two modules differ by a tied tensor only."""
+    modules: dict[str, list[str]] = defaultdict(list)
+    for key in state.target.specs if state.followers else ():
+        modules[key.rpartition(".")[0]].append(key)
     for follower, leader in state.followers.items():
-        mine, other = _rest(state, follower), _rest(state, leader)
+        mine, other = _rest(modules, follower), _rest(modules, leader)
         for role, key in mine.items():
             twin = other.get(role)
             if twin is None or state.target[key].shape != state.target[twin].shape:
@@ -32,10 +37,9 @@ def exchanged(state: State) -> None:
                 take_back(state, [key, twin], why, both)
 
 
-def _rest(state: State, key: str) -> dict[str, str]:
+def _rest(modules: Mapping[str, Sequence[str]], key: str) -> dict[str, str]:
     """The other tensors of the key's module, by role."""
-    module = key.rpartition(".")[0]
-    found = {k for k in state.target.specs if k.rpartition(".")[0] == module and k != key}
+    found = [k for k in modules.get(key.rpartition(".")[0], ()) if k != key]
     return {leaf_role(k.rpartition(".")[2]) or k.rpartition(".")[2]: k for k in sorted(found)}
 
 

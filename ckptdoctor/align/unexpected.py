@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,10 @@ TIED_COPY = "a copy of what the model ties to "
 _MASK_RANK = 4  # `attn.bias` with four dimensions is a causal mask, not a bias
 
 
-def reasons(state: State, keys: Iterable[str], used: set[str]) -> dict[str, tuple[str, bool]]:
+def reasons(state: State, keys: Sequence[str], used: set[str]) -> dict[str, tuple[str, bool]]:
     """Key -> reason and whether it is good enough to leave the key unused without asking."""
+    if not keys:
+        return {}
     alive = {part for key in used for part in _parents(strip_key(key))}
     twins = {state.target[k].shape: leader for k, leader in state.followers.items()}
     fresh, copies = _reinitialised(state), _copies(state)

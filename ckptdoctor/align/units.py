@@ -6,7 +6,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 from ckptdoctor.align.names import Name, Token, exclusive_values, leaf_role, name_of
 from ckptdoctor.trees import TensorSpec
@@ -24,13 +26,13 @@ _SPECIAL = [
     (re.compile(r"^(.*)\.(weight_(?:g|v|u|orig|mask)|bias_(?:orig|mask))$"), "{1}"),
 ]
 _SUFFIXED = re.compile(r"^(.*[^.])[_.](weight|bias)$")
+_KERNEL = re.compile(r"(^|[./])kernel(:0)?$")
 _PAIRED = {"gamma": ("beta", "weight"), "beta": ("gamma", "bias"), "scale": ("bias", "weight")}
 OPTIONAL_ROLES = frozenset({"num_batches_tracked"})
 _HEADED = ("q", "k", "v")  # parts of an attention whose output has heads
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """One tensor of a unit: the keys it is made of (usually one) and its spec."""
 
     keys: tuple[str, ...]
@@ -70,14 +72,23 @@ class Unit:
         ``key`` has to agree for two units to be candidates of each other; ``exact`` is the same
         without regard to transposition.
         """
-        shapes = {r: leaf.shape for r, leaf in self.leaves.items() if r not in OPTIONAL_ROLES}
-        form = stacked_shape if is_stacked(self) else canonical_shape
-        self.key = frozenset((r, form(s)) for r, s in shapes.items())
+        shapes = tuple([(r, leaf.shape) for r, leaf in self.leaves.items() if r not in OPTIONAL_ROLES])
+        self.key, self.exact = _forms(shapes, is_stacked(self))
         self.kind = self.values = None
-        self.exact = frozenset((r, tuple(d for d in s if d != 1)) for r, s in shapes.items())
         return self
 
 
+@lru_cache(maxsize=65536)
+def _forms(
+    shapes: tuple[tuple[str, Shape], ...], stacked: bool
+) -> tuple[frozenset[tuple[str, Shape]], frozenset[tuple[str, Shape]]]:
+    """``key`` and ``exact`` of a unit; equal blocks share them."""
+    form = stacked_shape if stacked else canonical_shape
+    exact = ((r, tuple(d for d in s if d != 1)) for r, s in shapes)
+    return frozenset((r, form(s)) for r, s in shapes), frozenset(exact)
+
+
+@lru_cache(maxsize=65536)
 def canonical_shape(shape: Shape) -> Shape:
     """Shape up to dimensions of one and, for matrices, transposition: what layout changes keep."""
     squeezed = tuple(d for d in shape if d != 1)
@@ -98,11 +109,12 @@ def is_stacked(unit: Unit) -> bool:
 
 def split_key(key: str, siblings: Iterable[str]) -> tuple[str, str, bool]:
     """Module path, role and whether the tensor is a bare parameter of its parent."""
-    for pattern, role in _SPECIAL:
-        m = pattern.match(key)
-        if m:
-            return m.group(1), role.replace("{1}", m.group(2)), False
     path, _, leaf = key.rpartition(".")
+    if leaf.startswith(("weight_", "bias_")) or ".parametrizations." in key:
+        for pattern, role in _SPECIAL:
+            m = pattern.match(key)
+            if m:
+                return m.group(1), role.replace("{1}", m.group(2)), False
     role_name = leaf_role(leaf)
     if role_name is not None and path:
         return path, role_name, False
@@ -127,7 +139,7 @@ def leaf_of(key: str, shape: Shape, part: Token | None = None, role: str = "weig
     The kernel of an attention's ``part`` with an axis of its own for the heads is a matrix: (in, heads,
     size) for q, k and v, (heads, size, out) for the output (flax.linen.DenseGeneral).
     """
-    kernel = re.search(r"(^|[./])kernel(:0)?$", key)
+    kernel = "kernel" in key and _KERNEL.search(key)
     if role == "bias" and len(shape) == 2 and part in _HEADED:
         return Leaf((key,), (prod(shape),), (f"reshape({prod(shape)})",))
     if kernel and len(shape) == 3 and part in (*_HEADED, "o"):
@@ -161,7 +173,10 @@ def build_units(specs: Mapping[str, TensorSpec], modules: Mapping[str, str] | No
                 path, role, bare = text, "weight", True
             cls = (modules or {}).get(path, "")
             unit = units.setdefault((path, bare), Unit(len(units), path, {}, name_of(path), bare, cls))
-        unit.leaves[role] = leaf_of(key, specs[key].shape, _attention_part(unit.name), role)
+        shape = specs[key].shape
+        turned = "kernel" in key or (role == "bias" and len(shape) == 2)
+        part = _attention_part(unit.name) if turned else None
+        unit.leaves[role] = leaf_of(key, shape, part, role)
     return [unit.seal() for unit in _merged(list(units.values()))]
 
 

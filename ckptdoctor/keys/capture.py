@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,6 +36,12 @@ class Capture:
         self.stars = 0
         self.deep = 0
         self._regex = re.compile("".join(map(self._segment_regex, self.segments)))
+        self._pieces = _pieces(self.segments)
+        # Where the regex's groups are, so that a match walks through them and not through the pattern.
+        places = [p for p in self._pieces if not isinstance(p, str)]
+        self._index_places = [(i, p) for i, p in enumerate(places) if isinstance(p, Index)]
+        self._star_places = [i for i, p in enumerate(places) if isinstance(p, Star)]
+        self._deep_place = places.index(None) if None in places else -1
         if self.deep > 1:
             raise self.fail("two `**` can share the segments between them in more than one way")
 
@@ -96,47 +102,49 @@ class Capture:
         found = self._regex.fullmatch("." + key)
         if found is None:
             return None
-        return self._bind(iter(found.groups()))
+        return self._bind(found.groups())
 
-    def _bind(self, groups: Iterator[str]) -> Binding | None:
+    def _bind(self, groups: Sequence[str]) -> Binding | None:
         indices: dict[str, int] = {}
-        stars: list[str] = []
-        deep = ""
-        for segment in self.segments:
-            if segment is None:
-                deep = next(groups)
-            for atom in segment or ():
-                if isinstance(atom, Star):
-                    stars.append(next(groups))
-                elif isinstance(atom, Index):
-                    value = int(next(groups))
-                    if not _within(value, atom.within):
-                        return None
-                    if indices.setdefault(atom.name, value - atom.offset) != value - atom.offset:
-                        return None
-        return Binding(indices, tuple(stars), deep)
+        for place, atom in self._index_places:
+            value = int(groups[place])
+            if atom.within and not _within(value, atom.within):
+                return None
+            if indices.setdefault(atom.name, value - atom.offset) != value - atom.offset:
+                return None
+        deep = groups[self._deep_place] if self._deep_place >= 0 else ""
+        return Binding(indices, tuple([groups[place] for place in self._star_places]), deep)
 
     def fill(self, binding: Binding) -> str | None:
         """The key with these open places, or None when a number would be negative or out of its range."""
         text: list[str] = []
         stars = iter(binding.stars)
-        for segment in self.segments:
-            if segment is None:
-                text.append(binding.deep)
-                continue
-            text.append(".")
-            for atom in segment:
-                if isinstance(atom, str):
-                    text.append(atom)
-                elif isinstance(atom, Star):
-                    text.append(next(stars))
-                elif isinstance(atom, Index):
-                    value = binding.indices[atom.name] + atom.offset
-                    if not 0 <= value < NUMBER_LIMIT or not _within(value, atom.within):
-                        return None
-                    text.append(str(value))
+        for piece in self._pieces:
+            if isinstance(piece, str):
+                text.append(piece)
+            elif isinstance(piece, Index):
+                value = binding.indices[piece.name] + piece.offset
+                if not 0 <= value < NUMBER_LIMIT or (piece.within and not _within(value, piece.within)):
+                    return None
+                text.append(str(value))
+            else:
+                text.append(binding.deep if piece is None else next(stars))
         key = "".join(text)
         return key[1:] if key else None  # no segment at all is no key
+
+
+def _pieces(segments: Sequence[Segment]) -> list[str | Index | Star | None]:
+    """The pattern as one sequence: texts with their dots, indices, stars, and None for ``**``."""
+    pieces: list[str | Index | Star | None] = []
+    for segment in segments:
+        # What `**` stands for brings its own dots.
+        for atom in (None,) if segment is None else (".", *segment):
+            last = pieces[-1] if pieces else None
+            if isinstance(atom, str) and isinstance(last, str):
+                pieces[-1] = last + atom
+            elif not isinstance(atom, Group):  # _segment_regex has refused it
+                pieces.append(atom)
+    return pieces
 
 
 def _within(value: int, spans: tuple[Span, ...]) -> bool:

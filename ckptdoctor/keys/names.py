@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # A number as people write one in a name. `007` is text: no arithmetic gives the zeros back.
-NUMBER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]{0,14})(?![0-9])")
+# The first digit stands in front of what is asked of it: so a search goes from digit to digit.
+NUMBER = re.compile(r"[0-9](?<![0-9]{2})(?:(?<=0)|(?<=[1-9])[0-9]{0,14})(?![0-9])")
+_NUMBERS = re.compile(f"({NUMBER.pattern})")
 NUMBER_LIMIT = 10**15
 
 NaturalKey = tuple[tuple[tuple[int, int, str], ...], ...]
@@ -28,17 +31,18 @@ def skeleton(text: str) -> str:
 
 def numbers(text: str) -> tuple[int, ...]:
     """The numbers that :func:`skeleton` replaces, in order."""
-    return tuple(int(n) for n in NUMBER.findall(text))
+    return tuple(map(int, NUMBER.findall(text)))
 
 
 def natural_key(key: str) -> NaturalKey:
     """Sort key under which ``layers.2`` comes before ``layers.10``."""
-    return tuple(tuple(_pieces(segment)) for segment in key.split("."))
+    return tuple(map(_pieces, key.split(".")))
 
 
-def _pieces(segment: str) -> list[tuple[int, int, str]]:
-    parts = re.split(f"({NUMBER.pattern})", segment)
-    return [(0, int(p), "") if i % 2 else (1, 0, p) for i, p in enumerate(parts) if p]
+@lru_cache(maxsize=65536)
+def _pieces(segment: str) -> tuple[tuple[int, int, str], ...]:
+    parts = _NUMBERS.split(segment)
+    return tuple((0, int(p), "") if i % 2 else (1, 0, p) for i, p in enumerate(parts) if p)
 
 
 def printable(text: str) -> str:

@@ -57,6 +57,7 @@ class FirstMatch:
     def __init__(self, patterns: Sequence[str]) -> None:
         self._literal: dict[str, list[int]] = {}
         self._root = _Node()
+        self._buckets: dict[str, list[_Bucket]] = {}  # by skeleton: keys of equal blocks ask once
         for position, text in enumerate(patterns):
             pattern = capture(text)
             if pattern.is_literal:
@@ -66,9 +67,16 @@ class FirstMatch:
 
     def candidates(self, key: str) -> list[int]:
         """Positions of the patterns that may fit, in order; the caller asks each of them."""
+        text = skeleton(key)
+        buckets = self._buckets.get(text)
+        if buckets is None:
+            buckets = [b for b in self._root.find(text.split(".")) if b.entries]
+            self._buckets[text] = buckets
         found = list(self._literal.get(key, ()))
-        for bucket in self._root.find([skeleton(s) for s in key.split(".")]):
-            found += bucket.fitting(key)
+        if buckets:
+            counted = numbers(key)
+            for bucket in buckets:
+                found += bucket.fitting(counted)
         return sorted(found)
 
 
@@ -83,12 +91,12 @@ class _Bucket:
     def add(self, position: int, fixed: list[frozenset[int] | None]) -> None:
         self.entries.append((position, fixed))
 
-    def fitting(self, key: str) -> list[int]:
+    def fitting(self, found: Sequence[int]) -> list[int]:
+        """The patterns that may fit a key of this skeleton with these numbers."""
         if len(self.entries) < FEW:
             return [position for position, _ in self.entries]
         if self._column is None:
             self._sort()
-        found = numbers(key)
         assert self._column is not None
         if self._column >= len(found):
             return []

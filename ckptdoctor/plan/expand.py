@@ -144,7 +144,9 @@ class _Expander:
         for fill in self.fills.values():
             if fill.kind != "load":
                 continue
-            shape = self.target[fill.target].shape
+            shape = self.target.specs[fill.target].shape
+            if not fill.ops and len(fill.sources) == 1 and self.source.specs[fill.sources[0]].shape == shape:
+                continue
             found = out_shape(fill.ops, [self.source[k].shape for k in fill.sources])
             if found != shape:
                 shapes = f"gives shape {list(found)}, {some([fill.target])} has {list(shape)}"
@@ -234,8 +236,10 @@ def out_shape(ops: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> tuple[in
 
 def needed_cast(fill: Fill, source: ParamTree, target: ParamTree) -> tuple[str, str, str] | None:
     """``(from, to, class)`` when the dtype of a loaded key changes; several dtypes are joined by ``+``."""
+    to = target.specs[fill.target].dtype
+    if len(fill.sources) == 1 and source.specs[fill.sources[0]].dtype == to:
+        return None
     dtypes = sorted({source[k].dtype for k in fill.sources})
-    to = target[fill.target].dtype
     if dtypes == [to]:
         return None
     return "+".join(dtypes), to, worst([cast_class(d, to) for d in dtypes])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 FillKind = Literal["load", "keep", "reinit", "tie"]
 
 
-@dataclass(frozen=True, slots=True)
-class Fill:
+class Fill(NamedTuple):
     """How one key of the model gets its tensor.
 
     ``load``: from the checkpoint's ``sources`` (keys as in the file) through ``ops`` (op texts, none for a

@@ -53,7 +53,7 @@ class _Tree:
             levels.setdefault(depth - 1, []).append(parent)
         siblings.append(node)
         votes = self.votes.setdefault(parent, {})
-        for new in self.best(node):
+        for new in self.best(node) if node in self.votes else (self.ends[node],):
             if new.endswith(segment):
                 head = new[: -len(segment)]
                 votes[head] = votes.get(head, 0) + 1
@@ -82,7 +82,7 @@ def heads(pairs: Mapping[str, str]) -> list[Head]:
     while stack:
         node, rule = stack.pop()
         inherited = rule.new + node[len(rule.old) :]
-        votes = tree.all_votes(node)
+        votes = tree.all_votes(node) if node in tree.votes else {}  # a key alone outvotes nothing
         most = max(votes.values(), default=0)
         if most - votes.get(inherited, 0) >= 2:
             new = min((h for h, n in votes.items() if n == most), key=lambda h: (len(h), h))

@@ -106,7 +106,7 @@ class _Parts:
 
     def check(self, plan: Plan) -> None:
         """The plan, worked out, is the alignment."""
-        skip = [k for k, u in self.alignment.unused.items() if not u.decided]
+        skip = {k for k, u in self.alignment.unused.items() if not u.decided}
         made = expand_decided(plan, self.source, self.target, skip)
         for key, want in self.fills.items():
             if not same_fill(made, key, want):

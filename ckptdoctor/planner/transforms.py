@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckptdoctor.align.model import Match
 from ckptdoctor.keys import fold_in_order
@@ -16,8 +17,7 @@ from ckptdoctor.planner.wanted import why
 from ckptdoctor.trees import ParamTree
 
 
-@dataclass(frozen=True, slots=True)
-class Set:
+class Set(NamedTuple):
     """Sources that belong together, and what is made of them: ``(target, chain)``."""
 
     sources: tuple[str, ...]
@@ -38,6 +38,11 @@ def sets(matches: Iterable[Match], names: Mapping[str, str], source: ParamTree) 
         groups.setdefault(match.sources, []).append(match)
     found: list[Set] = []
     for sources, made in groups.items():
+        if len(made) == len(sources) == 1 and made[0].ops in ((), ("copy",)):
+            match = made[0]
+            kind: Safety = "safe" if match.status == "safe" else "unsafe"
+            found.append(Set((names[sources[0]],), ((match.target, "copy"),), kind, why(made)))
+            continue
         safety = _safety(made, [source[s].shape for s in sources])
         chains = tuple((m.target, "|".join(m.ops) or "copy") for m in made)
         found.append(Set(tuple(names[s] for s in sources), chains, safety, why(made)))

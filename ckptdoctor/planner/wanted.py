@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ckptdoctor.align.model import Alignment, Match
 from ckptdoctor.decisions import Decision
@@ -68,8 +68,10 @@ def same_fill(made: Expansion, key: str, want: Fill) -> bool:
     return (got.kind, got.sources, got.ops, got.tied_to) == (want.kind, want.sources, want.ops, want.tied_to)
 
 
-def why(found: Iterable[Match]) -> str:
+def why(found: Sequence[Match]) -> str:
     """The evidence that most of these matches rest on."""
+    if len(found) == 1:
+        return "; ".join(found[0].evidence[:2])
     counts = Counter(m.evidence for m in found)
     best = max(counts.items(), key=lambda item: (item[1], item[0]), default=((), 0))[0]
     return "; ".join(best[:2])

@@ -79,12 +79,13 @@ class Case:
         """(checkpoint key, model key) of equal name and different shape that nothing fills."""
         if self.alignment is None or self.source is None:
             return ()
-        back = {name: key for key, name in self.stripped.items()}
         tree, pairs = self.target.tree, {}
-        for target, match in self.alignment.matches.items():
+        matches = self.alignment.matches.items()
+        open_ = [t for t, m in matches if m.status in ("missing", "undecided") and not m.choices]
+        back = {name: key for key, name in self.stripped.items()} if open_ else {}
+        for target in open_:
             key = back.get(target)
-            open_ = match.status in ("missing", "undecided") and not match.choices
-            if key is not None and open_ and self.source[key].shape != tree[target].shape:
+            if key is not None and self.source[key].shape != tree[target].shape:
                 pairs[target] = key
         for question in self.questions("shape"):
             if len(question.sources) == len(question.targets):
@@ -98,13 +99,14 @@ class Case:
         """Plain pairs whose names still differ after the strips: (checkpoint name, model key)."""
         if self.alignment is None:
             return ()
+        stripped, tied = self.stripped, self.tied
         return tuple(
-            (self.stripped.get(m.sources[0], m.sources[0]), m.target)
+            (name, m.target)
             for m in self.alignment.matches.values()
             if m.status in ("safe", "unsafe")
             and len(m.sources) == 1
-            and self.stripped.get(m.sources[0], m.sources[0]) != m.target
-            and m.target not in self.tied
+            and (name := stripped.get(m.sources[0], m.sources[0])) != m.target
+            and m.target not in tied
         )
 
     @cached_property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from ckptdoctor.align.model import Strip
-from ckptdoctor.wrappers import WRAPPERS
+from ckptdoctor.wrappers import WRAPPERS, is_wrapped
 
 
 def strip_all(
@@ -23,10 +23,21 @@ def strip_all(
 
 def strip_names(names: Mapping[str, str], strip: Strip, partners: Mapping[str, str]) -> dict[str, str]:
     """One strip on all names; see :func:`strip_all`."""
+    if not strip.anywhere:
+        head = strip.segment + "."
+        return {
+            key: name[len(head) :] if name.startswith(head) and not _starts(partners, key, head) else name
+            for key, name in names.items()
+        }
     return {
         key: name if carries(partners.get(key, ""), strip) else strip_one(name, strip)
         for key, name in names.items()
     }
+
+
+def _starts(partners: Mapping[str, str], key: str, head: str) -> bool:
+    partner = partners.get(key)
+    return partner is not None and partner.startswith(head)
 
 
 def carries(name: str, strip: Strip) -> bool:
@@ -39,6 +50,8 @@ def strip_one(name: str, strip: Strip) -> str:
     segment = strip.segment
     if not strip.anywhere:
         return name[len(segment) + 1 :] if name.startswith(segment + ".") else name
+    if segment not in name:
+        return name
     parts, out = name.split("."), []
     wanted = segment.split(".")
     i = 0
@@ -61,7 +74,7 @@ def column(key: str, segment: str) -> int | None:
 
 def added_segment(source: str, target: str) -> str:
     """The one wrapper segment by which ``target`` is longer than ``source``, or ``""``."""
-    if len(target) <= len(source):
+    if len(target) <= len(source) or not is_wrapped(target):
         return ""
     for row in WRAPPERS:
         if strip_one(target, Strip(row.segment, "", False, 0)) == source:
