@@ -228,16 +228,28 @@ def auto_load(
     >>> receipt.loaded                                                  # doctest: +SKIP
     320
     """
+    from ckptdoctor.formats import quiet_gc
+
+    with quiet_gc():  # objects for every key, and no garbage
+        return _auto_load(
+            model, path, plan, decisions, reporter,
+            device=device, materialise=materialise, verify=verify, probe=probe,
+        )  # fmt: skip
+
+
+def _auto_load(
+    model: Any, path: PathLike, plan: Any, decisions: Decisions, reporter: Any, **how: Any
+) -> Receipt:
     if plan is not None:
         made = read_plan(plan) if isinstance(plan, str | os.PathLike) else plan
         if tuple(decisions):
             raise DecisionError("a plan holds its decisions already; give either plan= or decisions=")
-        archive = _opened(path, plan_choice(made))[0]
-        return into_model(made, archive, model, device, materialise, verify, probe)
+        return into_model(made, _opened(path, plan_choice(made))[0], model, **how)
     found = diagnose(model, path, decisions=decisions, reporter=reporter)
     found.raise_for_verdict()
     assert found.plan is not None  # raise_for_verdict
-    return into_model(found.plan, found.archive, model, device, materialise, verify, probe)
+    tree = None if isinstance(model, str | os.PathLike) else found.target.tree
+    return into_model(found.plan, found.archive, model, tree=tree, **how)
 
 
 def read_plan(path: PathLike) -> Plan:

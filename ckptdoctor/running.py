@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ckptdoctor.plan import Plan
     from ckptdoctor.receipt import Receipt
     from ckptdoctor.targets import Target
+    from ckptdoctor.trees import ParamTree
 
 
 def _chosen(plan: Plan, archive: Archive) -> StateDict:
@@ -35,15 +36,19 @@ def into_model(
     materialise: bool = False,
     verify: bool = True,
     probe: Any = None,
+    tree: ParamTree | None = None,
 ) -> Receipt:
-    """Run the plan on a live model; arguments as for :func:`ckptdoctor.auto_load`."""
+    """Run the plan on a live model; arguments as for :func:`ckptdoctor.auto_load`.
+
+    ``tree`` is the model's, where it was read just now.
+    """
     from ckptdoctor.formats.tensors import model_reader
     from ckptdoctor.loading import apply_to_model
     from ckptdoctor.plan import expand
     from ckptdoctor.targets import snapshot
     from ckptdoctor.verify.probe import live_probe
 
-    chosen, tree = _chosen(plan, archive), snapshot(model)
+    chosen, tree = _chosen(plan, archive), snapshot(model) if tree is None else tree
     expansion = expand(plan, chosen.tree, tree)
     lasting = any(spec.device == "meta" for spec in tree.specs.values())
     reader = model_reader(archive, chosen, lasting=lasting, private=materialise, check_crc=verify)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ckptdoctor.errors import ApplyError, ReadError, VerifyError
-from ckptdoctor.ops.bits import same_bits
+from ckptdoctor.ops.bits import copied
 from ckptdoctor.receipt import listing
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def _copied(pending: Pending, compare: bool) -> list[str]:
     differing = []
     for key, tensor in pending.tensors.items():
         memory = tensor.detach()  # the same memory without autograd, whose modes are then left alone
-        memory.copy_(pending.values[key])
-        if compare and not same_bits(memory, pending.cast(key)):
+        if not compare:
+            memory.copy_(pending.values[key])
+        elif not copied(memory, pending.cast(key)):
             differing.append(key)
     return differing

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -40,12 +42,20 @@ def places_of(model: nn.Module, state: Mapping[str, Any]) -> Places:
     if type(model).load_state_dict is not nn.Module.load_state_dict or "load_state_dict" in vars(model):
         return whole
     awkward = _sharing(model)
+    own_code: dict[type, bool] = {}
     found = Places()
     stack = [("", model)]
     while stack:
         path, module = stack.pop()
         dot = f"{path}." if path else ""
-        if _has_own_code(module) or any(id(t) in awkward or _awkward(t) for _, t in _slots(module)):
+        kind = type(module)
+        if kind not in own_code:
+            own_code[kind] = _class_has_own_code(kind)
+        if (
+            own_code[kind]
+            or _has_own_code(module)
+            or any(id(t) in awkward or _awkward(t) for _, t in _slots(module))
+        ):
             found.own[path] = module
             continue
         found.direct.update((dot + name, tensor) for name, tensor in _slots(module))
@@ -75,44 +85,57 @@ def _slots(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield from ((name, tensor) for name, tensor in table.items() if tensor is not None)
 
 
-def _has_own_code(module: nn.Module) -> bool:
+_OWN = frozenset(("_load_from_state_dict", "state_dict"))
+
+
+def _class_has_own_code(kind: type[nn.Module]) -> bool:
     import torch
     from torch import nn
 
-    kind = type(module)
     return (
         kind._load_from_state_dict is not nn.Module._load_from_state_dict
         or kind.get_extra_state is not nn.Module.get_extra_state
         or kind.state_dict is not nn.Module.state_dict
         or kind._save_to_state_dict is not nn.Module._save_to_state_dict
-        or not vars(module).keys().isdisjoint(("_load_from_state_dict", "state_dict"))
+        or issubclass(kind, torch.jit.ScriptModule)
+    )
+
+
+def _has_own_code(module: nn.Module) -> bool:
+    """Besides that of its class."""
+    return (
+        not _OWN.isdisjoint(vars(module))
         or bool(getattr(module, "_load_state_dict_pre_hooks", ()))
         or bool(getattr(module, "_load_state_dict_post_hooks", ()))
         or bool(getattr(module, "_state_dict_hooks", ()))
-        or isinstance(module, torch.jit.ScriptModule)
     )
 
 
 def _awkward(tensor: Tensor) -> bool:
     """Whether copying into it is more than writing plain memory of the CPU (or giving it memory, on meta)."""
-    import torch
-    from torch import nn
-
-    plain = type(tensor) in (torch.Tensor, nn.Parameter, getattr(nn, "Buffer", nn.Parameter))
+    plain, strided = _plain_kinds()
     return (
-        not plain
-        or tensor.device.type not in ("cpu", "meta")
-        or tensor.layout != torch.strided
+        type(tensor) not in plain
+        or not (tensor.is_cpu or tensor.is_meta)
+        or tensor.layout != strided
         or tensor.is_quantized
         or tensor.is_inference()
         or tensor.is_conj()
         or tensor.is_neg()
-        or _overlaps_itself(tensor)
+        or (not tensor.is_contiguous() and _overlaps_itself(tensor))
     )
 
 
+@cache
+def _plain_kinds() -> tuple[frozenset[type], torch.layout]:
+    import torch
+    from torch import nn
+
+    return frozenset((torch.Tensor, nn.Parameter, getattr(nn, "Buffer", nn.Parameter))), torch.strided
+
+
 def _overlaps_itself(tensor: Tensor) -> bool:
-    if tensor.is_contiguous() or tensor.numel() == 0:
+    if tensor.numel() == 0:
         return False
     span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     return span < tensor.numel() or 0 in tensor.stride()

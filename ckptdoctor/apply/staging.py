@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -60,11 +59,15 @@ def make(key: str, fill: Fill, reader: Reader, shape: tuple[int, ...]) -> Tensor
 
     Raises :class:`ApplyError` naming the key, or what the reader raises.
     """
-    with _named(key, fill):
-        value = parse_chain(fill.ops).run([_dense(source, reader(source)) for source in fill.sources])
+    try:
+        values = [_dense(source, reader(source)) for source in fill.sources]
+        plain = len(values) == 1 and not fill.ops
+        value = values[0] if plain else parse_chain(fill.ops).run(values)
         if tuple(value.shape) != shape:
             raise ApplyError(f"the plan makes {show(tuple(value.shape))}, the model has {show(shape)}")
         return value
+    except Exception as error:
+        raise _with_key(key, fill, error) from error
 
 
 def to_write(key: str, fill: Fill, reader: Reader, want: Want) -> Tensor:
@@ -76,22 +79,18 @@ def to_write(key: str, fill: Fill, reader: Reader, want: Want) -> Tensor:
     plain = value.dtype == want.dtype and value.is_contiguous() and value.device.type == "cpu"
     if plain and not value.is_conj() and not value.is_neg():
         return value
-    with _named(key, fill):
-        return private(value, want)
-
-
-@contextmanager
-def _named(key: str, fill: Fill) -> Iterator[None]:
-    """Errors name the key."""
     try:
-        yield
-    except CkptDoctorError as error:
-        raise type(error)(f"`{printable(key)}`: {error}", error.diagnostics) from error
+        return private(value, want)
     except Exception as error:
-        what = f"{type(error).__name__}: {printable(str(error))}"
-        raise ApplyError(
-            f"`{printable(key)}` from {listing(fill.sources)} could not be made: {what}"
-        ) from error
+        raise _with_key(key, fill, error) from error
+
+
+def _with_key(key: str, fill: Fill, error: Exception) -> CkptDoctorError:
+    """The error with the key's name."""
+    if isinstance(error, CkptDoctorError):
+        return type(error)(f"`{printable(key)}`: {error}", error.diagnostics)
+    what = f"{type(error).__name__}: {printable(str(error))}"
+    return ApplyError(f"`{printable(key)}` from {listing(fill.sources)} could not be made: {what}")
 
 
 def _dense(source: str, tensor: Tensor) -> Tensor:

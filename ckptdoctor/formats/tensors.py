@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptdoctor.errors import CorruptCheckpointError, ReadError
@@ -50,6 +51,8 @@ class TensorReader:
         self.state_dict = state_dict
         self.check_crc = check_crc
         self.mapped = mapped
+        self._specs = state_dict.tree.specs
+        self._dtypes: dict[str, torch.dtype] = {}
         self._files = Files(archive.stamps)
         self._kept: dict[str, torch.UntypedStorage] = {}
         self._users = Counter(s for key in state_dict.tree.specs for s in self._storages(key))
@@ -129,15 +132,15 @@ class TensorReader:
         """Raise ReadError if a file was written since it was inspected."""
         self._files.unchanged()
 
-    def _storages(self, key: str) -> set[str]:
-        recipe = self.state_dict.recipes.get(key)
-        specs = [self.state_dict.tree[key], *(recipe.parts.values() if recipe else ())]
-        return {s.storage for s in specs if s.storage}
+    def _storages(self, key: str) -> Collection[str]:
+        spec, recipe = self._specs[key], self.state_dict.recipes.get(key)
+        if recipe is None:
+            return (spec.storage,) if spec.storage else ()
+        return {s.storage for s in (spec, *recipe.parts.values()) if s.storage}
 
     def __call__(self, key: str) -> torch.Tensor:
         """Raises CorruptCheckpointError for a bad checksum, ReadError for what torch cannot express."""
-        spec = self.state_dict.tree[key]
-        recipe = self.state_dict.recipes.get(key)
+        spec, recipe = self._specs[key], self.state_dict.recipes.get(key)
         try:
             if recipe is None:
                 return self._view(key, spec)
@@ -170,11 +173,15 @@ class TensorReader:
         return torch.empty(0, dtype=dtype).set_(storage, spec.offset, spec.shape, strides)
 
     def _dtype(self, key: str, name: str) -> torch.dtype:
+        known = self._dtypes.get(name)
+        if known is not None:
+            return known
         import torch
 
         dtype = getattr(torch, name, None)
         if not isinstance(dtype, torch.dtype):
             raise self._refused(key, f"is of dtype {name}, which torch {torch.__version__} does not have")
+        self._dtypes[name] = dtype
         return dtype
 
     def _refused(self, key: str, what: str) -> ReadError:
@@ -258,6 +265,7 @@ def model_reader(
     return TensorReader(archive, state_dict, check_crc=check_crc, mapped=mapped)
 
 
+@cache
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of a contiguous tensor, in elements, as torch counts them."""
     strides: list[int] = []

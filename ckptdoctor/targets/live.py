@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,20 @@ if TYPE_CHECKING:
 def live_target(model: torch.nn.Module) -> Target:
     """The target of a module at hand, with the declarations of the nearest ``pyproject.toml``."""
     place = ""
-    with suppress(TypeError, OSError):
+    with suppress(TypeError, OSError, UnicodeDecodeError):
         file = inspect.getsourcefile(type(model)) or ""
-        place = f"{Path(file).name}:{inspect.getsourcelines(type(model))[1]}" if file else ""
+        place = f"{Path(file).name}:{_line(type(model), Path(file))}" if file else ""
     return with_settings(Target(snapshot(model), type(model).__name__, place), Path())
+
+
+def _line(kind: type, file: Path) -> int:
+    """Where the class begins. Parsing its file takes milliseconds, so only where a search does not tell."""
+    text = file.read_text(encoding="utf-8")
+    found = list(re.finditer(rf"^[ \t]*class[ \t]+{re.escape(kind.__name__)}\b", text, re.M))
+    above = text[: found[0].start()].removesuffix("\n").rpartition("\n")[2] if len(found) == 1 else "?"
+    if above.strip():  # several of that name, or a decorator, maybe
+        return inspect.getsourcelines(kind)[1]
+    return text.count("\n", 0, found[0].start()) + 1
 
 
 def with_settings(target: Target, folder: Path) -> Target:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from ckptdoctor.trees import Kind, ParamTree, TensorSpec
 
 if TYPE_CHECKING:
     import torch
+
+Visited = Sequence[tuple[str, "torch.nn.Module"]]  # paths and modules
 
 MAX_DEPTH = 2000  # of nested modules; deeper means a module that contains itself
 
@@ -46,7 +48,8 @@ def _snapshot(model: torch.nn.Module) -> ParamTree:
     import torch
 
     state = _state_dict(model)  # keeps every tensor alive, so that identities stay unique below
-    modules, kinds, transient = _walk(model)
+    visited = list(walk_modules(model))
+    modules, kinds, transient = _walk(visited)
     tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
     _refuse_lazy(model, tensors)
     read = _SpecReader()
@@ -58,12 +61,12 @@ def _snapshot(model: torch.nn.Module) -> ParamTree:
         versions=_versions(state),
         extra={str(k): describe(v) for k, v in state.items() if not isinstance(v, torch.Tensor)},
         transient={k: read(t, "buffer") for k, t in transient.items() if k not in state},
-        renamed=_renamed(model),
-        facts=_facts(model),
+        renamed=_renamed(visited),
+        facts=_facts(visited),
     )
 
 
-def _facts(model: torch.nn.Module) -> tuple[Fact, ...]:
+def _facts(visited: Visited) -> tuple[Fact, ...]:
     """Numbers that the model, its ``config`` objects and its attention layers carry, where all agree.
 
     One layer alone proves nothing of the others (a pooling head has heads of its own), so what only layers
@@ -72,12 +75,11 @@ def _facts(model: torch.nn.Module) -> tuple[Fact, ...]:
     found: list[Fact] = []
     layers: list[Fact] = []
     configs: dict[int, Mapping[str, Any]] = {}
-    for path, module in walk_modules(model):
-        said = facts_of(vars(module), "the model's attributes")
+    for path, module in visited:
         if not path:
-            found += said
+            found += facts_of(vars(module), "the model's attributes")
         elif "att" in class_name(module).lower():
-            layers += said
+            layers += facts_of(vars(module), "the model's attributes")
         config = vars(module).get("config")
         entries = config if isinstance(config, Mapping) else getattr(config, "__dict__", None)
         if isinstance(entries, Mapping):
@@ -88,10 +90,10 @@ def _facts(model: torch.nn.Module) -> tuple[Fact, ...]:
     return agreed([*found, *(f for f in layers if names[f.name] > 1)])
 
 
-def _renamed(model: torch.nn.Module) -> dict[str, str]:
+def _renamed(visited: Visited) -> dict[str, str]:
     """What modules declare in ``ckptdoctor_renamed_from = {"new": "old"}``, relative to themselves."""
     found: dict[str, str] = {}
-    for path, module in walk_modules(model):
+    for path, module in visited:
         declared = vars(type(module)).get("ckptdoctor_renamed_from") or vars(module).get(
             "ckptdoctor_renamed_from"
         )
@@ -127,6 +129,8 @@ def walk_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]
         if depth > MAX_DEPTH:
             raise TargetError(f"the model contains itself: {printable(path[:60])}...")
         yield path, module
+        if not module._modules:
+            continue
         children = [
             (f"{path}.{name}" if path else name, m) for name, m in module._modules.items() if m is not None
         ]
@@ -167,12 +171,12 @@ def _state_dict(model: torch.nn.Module) -> Mapping[Any, Any]:
     return state
 
 
-def _walk(model: torch.nn.Module) -> tuple[dict[str, str], dict[int | str, Kind], dict[str, torch.Tensor]]:
+def _walk(visited: Visited) -> tuple[dict[str, str], dict[int | str, Kind], dict[str, torch.Tensor]]:
     """Class names by path, kind by tensor identity and by key, and the non-persistent buffers."""
     modules: dict[str, str] = {}
     kinds: dict[int | str, Kind] = {}
     transient: dict[str, torch.Tensor] = {}
-    for path, module in walk_modules(model):
+    for path, module in visited:
         modules[path] = class_name(module)
         dot = path + "." if path else ""
         for name, tensor in module._parameters.items():

@@ -9,7 +9,7 @@ from ckptdoctor.errors import VerifyError
 from ckptdoctor.ops.bits import same_bits
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import listing
-from ckptdoctor.verify.replay import Casts, Fills, Reader, lossy_casts, quoted, replayed, words
+from ckptdoctor.verify.replay import Casts, Fills, Reader, dtype_name, lossy_casts, quoted, replayed, words
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,7 +74,9 @@ def _keys(expansion: Fills, state: Mapping[str, Tensor]) -> Iterator[str]:
 
 def _meta(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[str]:
     left = {k for k, t in state.items() if t.is_meta}
-    left |= {k for k, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta}
+    tables = (table for m in model.modules() for table in (m._parameters, m._buffers) if table)
+    if any(t is not None and t.is_meta for table in tables for t in table.values()):
+        left |= {k for k, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta}
     if left:
         yield f"still on the meta device: {listing(sorted(left))}"
 
@@ -103,7 +105,7 @@ def _one(
     bits: bool,
 ) -> Iterator[str]:
     if fill.kind == "load" and not bits and not fill.cast:
-        casts[key] = (str(found.dtype).removeprefix("torch."), "lossless")
+        casts[key] = (dtype_name(found.dtype), "lossless")
     elif fill.kind == "load":
         yield from replayed(key, fill, reader, found, casts)
     elif fill.kind == "tie":

@@ -6,6 +6,7 @@ Nothing here is shared with ``apply`` but the ops themselves, which have their o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from ckptdoctor.casts import CAST_CLASSES, CastClass
@@ -18,6 +19,7 @@ from ckptdoctor.receipt import listing
 from ckptdoctor.verify.casting import classify
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 HARMLESS: tuple[CastClass, ...] = ("lossless", "rounding")
@@ -37,21 +39,29 @@ class Fills(Protocol):
 def replayed(key: str, fill: Fill, reader: Reader, found: Tensor, casts: Casts) -> Iterator[str]:
     """What is wrong with ``found`` for ``key``; its cast goes into ``casts``."""
     made = _made(key, fill, reader)
-    due = (
-        made.to(found.device).to(found.dtype)
-        if not made.is_complex() or found.is_complex()
-        else made.real.to(found)
-    )
+    if made.dtype == found.dtype and made.device == found.device:
+        due = made
+    elif not made.is_complex() or found.is_complex():
+        due = made.to(found.device).to(found.dtype)
+    else:
+        due = made.real.to(found)
     if not same_bits(found, due):
         chain = str(parse_chain(fill.ops))
         yield f"{quoted(key)} is not `{chain}` of {listing(fill.sources)}: {_difference(found, due)}"
         return
-    casts[key] = (str(made.dtype).removeprefix("torch."), classify(made, found))
+    casts[key] = (dtype_name(made.dtype), classify(made, found))
+
+
+@cache
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` as "float32"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _made(key: str, fill: Fill, reader: Reader) -> Tensor:
     try:
-        return parse_chain(fill.ops).run([dense(reader(source).detach()) for source in fill.sources])
+        values = [dense(reader(source).detach()) for source in fill.sources]
+        return values[0] if len(values) == 1 and not fill.ops else parse_chain(fill.ops).run(values)
     except CkptDoctorError:
         raise
     except Exception as error:
