@@ -37,7 +37,36 @@ def crossed(state: State) -> None:
     for targets in modules.values():
         if all(t in swaps for t in targets):  # else another tensor of the module shows which is meant
             for target in targets:
-                _ask(state, claims[target][1], claims[swaps[target]][1])
+                match, rival = claims[target][1], claims[swaps[target]][1]
+                why = f"`{match.sources[0]}` has the name of another part of the model, which it fits as well"
+                _ask(state, match, rival, why)
+
+
+def torn(state: State) -> None:
+    """Take back what two numbered blocks take from each other's partner, if each could keep its own."""
+    claims = _claims(state)
+    rows = {t: (_block(t), _block(s)) for t, (s, _) in claims.items() if _block(t) and _block(s)}
+    votes: dict[Path, Counter[Path]] = defaultdict(Counter)
+    for here, there in rows.values():
+        votes[here][there] += 1
+    partner = {here: found.most_common(1)[0][0] for here, found in votes.items()}
+    astray = {t: (here, there) for t, (here, there) in rows.items() if partner[here] != there}
+    taken: dict[tuple[Path, str, tuple[int, ...]], list[Path]] = defaultdict(list)
+    for target, (_, there) in astray.items():
+        taken[there, target[-1], state.target[claims[target][1].target].shape].append(target)
+    for target, (here, there) in astray.items():
+        match = claims[target][1]
+        for other in taken.get((partner[here], target[-1], state.target[match.target].shape), ()):
+            if partner[rows[other][0]] == there:
+                own = ".".join(partner[here])
+                why = f"the rest of `{'.'.join(here)}` is from `{own}`, which has such a tensor as well"
+                _ask(state, match, claims[other][1], why)
+
+
+def _block(path: Path) -> Path:
+    """The path down to its last number; empty where there is none."""
+    last = max((i for i, segment in enumerate(path) if segment.isdecimal()), default=-1)
+    return path[: last + 1]
 
 
 def _claims(state: State) -> dict[Path, tuple[Path, Match]]:
@@ -86,7 +115,6 @@ def _counted_on(source: Path, target: Path, rival: Path, other: Path) -> bool:
     return (to < at) == (at < after)
 
 
-def _ask(state: State, match: Match, rival: Match) -> None:
-    why = f"`{match.sources[0]}` has the name of another part of the model, which it fits as well"
-    own, swapped = Choice(match.sources, match.ops, "the same name"), Choice(rival.sources, rival.ops, why)
-    take_back(state, [match.target, rival.target], why, {rival.target: [own], match.target: [swapped]})
+def _ask(state: State, match: Match, rival: Match, why: str) -> None:
+    own, other = Choice(match.sources, match.ops, why), Choice(rival.sources, rival.ops, why)
+    take_back(state, [match.target, rival.target], why, {rival.target: [own], match.target: [other]})

@@ -190,6 +190,7 @@ PASSES = (
     checks.backwards,
     checks.namesakes,
     crossed.crossed,
+    crossed.torn,
     tied.exchanged,
     variants.families,
     checks.scattered,

@@ -1,7 +1,7 @@
 """Siblings are not exchanged against the names that both sides have."""
 
 from ckptdoctor.align import align
-from tests.align.pairs import Shapes, claims, linear, norm, tree
+from tests.align.pairs import Shapes, batchnorm, claims, linear, norm, tree
 
 D = 4
 
@@ -46,3 +46,21 @@ def test_a_bias_that_a_module_lost_is_not_taken_from_elsewhere_in_the_same_part(
     found = align(more, target)
     assert "decoder.attn.k.bias" not in claims(found)
     assert found.verdict == "undecided"
+
+
+def test_two_lists_of_one_meaning_do_not_exchange_parts_of_their_blocks():
+    def part(path: str, names: str) -> Shapes:
+        q, k, v, o, first, last, up, down = (f"{path}.{name}" for name in names.split())
+        squares = linear(q, D, D) | linear(k, D, D) | linear(v, D, D) | linear(o, D, D)
+        norms = batchnorm(first, D) | batchnorm(last, D)
+        return squares | norms | linear(up, 2 * D, D) | linear(down, D, 2 * D)
+
+    lists = {
+        "mlp": "to_q wk v to_out attention_norm ln_2 linear1 linear2",
+        "ff": "q_proj to_k v_proj o ln1 ln2 fc1 dense2",
+    }
+    by = {"mlp": 1, "ff": 2}
+    target = tree(*(part(f"{name}.{i}", lists[name]) for name in lists for i in range(4)))
+    source = tree(*(part(f"{name}.{i + by[name]}", lists[name]) for name in lists for i in range(4)))
+    for key, filled in claims(align(source, target)).items():
+        assert filled.split(".")[0] == key.split(".")[0]
