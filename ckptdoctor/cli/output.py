@@ -22,24 +22,15 @@ def opened(out: str | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     import os
-    import tempfile
+    from pathlib import Path
+
+    from ckptdoctor.writers.text import text_file
 
     folder = os.path.dirname(os.path.abspath(out))
     if not os.path.isdir(folder):
         raise click.BadParameter(f"there is no folder {folder}", param_hint="-o")
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".ckptdoctor-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, out)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with text_file(Path(out)) as stream:
+        yield stream
 
 
 def text_options(verbose: bool, stream: TextIO, kwargs: str = "") -> Options:

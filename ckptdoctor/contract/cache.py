@@ -7,18 +7,17 @@ trusted beyond what can be measured again: see `ckptdoctor.targets.inputs`.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ckptdoctor import __version__
 from ckptdoctor.contract.units import Project, Unit
+from ckptdoctor.errors import ApplyError
 from ckptdoctor.targets.inputs import Inputs
 from ckptdoctor.targets.treefile import read_tree, write_tree
 from ckptdoctor.trees import ParamTree
+from ckptdoctor.writers.text import text_file
 
 FOLDER = ".ckptdoctor_cache"
 
@@ -46,21 +45,15 @@ def keep_tree(project: Project, unit: Unit, tree: ParamTree, inputs: Inputs | No
         "tree": write_tree(tree),
         "renamed": dict(tree.renamed),
     }
-    with suppress(OSError):  # a folder that cannot be written only costs time
+    with suppress(OSError, ApplyError):  # a folder that cannot be written only costs time
         folder = project.root / FOLDER
         if not folder.is_dir():
             folder.mkdir()
             (folder / ".gitignore").write_text("*\n")
-        _replace(folder / f"{unit.name}.json", json.dumps(data))
+        with text_file(folder / f"{unit.name}.json") as stream:
+            stream.write(json.dumps(data))
 
 
 def _request(project: Project, unit: Unit) -> dict[str, Any]:
     kwargs = json.loads(json.dumps(dict(unit.kwargs)))
     return {"version": __version__, "root": str(project.root), "entry": unit.model.entry, "kwargs": kwargs}
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.replace(name, path)

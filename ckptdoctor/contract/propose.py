@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from ckptdoctor.contract.report import Proposal
 from ckptdoctor.contract.units import Unit
 from ckptdoctor.plan import Plan
 from ckptdoctor.trees import ParamTree
+from ckptdoctor.writers.text import text_file
 
 _WORD = re.compile(r"[a-z]+[0-9]*")
 
@@ -73,16 +72,5 @@ def write_text(path: Path, text: str, *, new: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if new and path.exists():
         raise FileExistsError(17, "is there already; migrations are only ever added", str(path))
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".ckptdoctor-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with text_file(path) as stream:
+        stream.write(text)

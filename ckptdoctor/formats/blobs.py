@@ -132,7 +132,7 @@ def _read_into(files: Files, ref: StorageRef, buffer: memoryview, check: bool) -
     crc = at = 0
     while at < ref.nbytes:
         piece = buffer[at : min(at + PIECE, ref.nbytes)]
-        count = read_at(descriptor, piece, ref.offset + at)
+        count = read_at(descriptor, piece, ref.offset + at, ref.file)
         if not count:
             raise _became_shorter(ref)
         crc = crc32(piece[:count], crc) if check else 0
@@ -140,11 +140,14 @@ def _read_into(files: Files, ref: StorageRef, buffer: memoryview, check: bool) -
     return not check or crc == ref.crc
 
 
-def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
-    """Read into `buffer` from that place; how many bytes there were."""
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [buffer], offset)
-    data = os.pread(descriptor, len(buffer), offset)  # macOS before 11, Windows
+def read_at(descriptor: int, buffer: memoryview, offset: int, path: str) -> int:
+    """Read into `buffer` from that place; how many bytes there were. Raises ReadError naming `path`."""
+    try:
+        if hasattr(os, "preadv"):
+            return os.preadv(descriptor, [buffer], offset)
+        data = os.pread(descriptor, len(buffer), offset)  # macOS before 11, Windows
+    except OSError as error:
+        raise ReadError(f"{show(path)}: cannot be read ({error.strerror})") from error
     buffer[: len(data)] = data
     return len(data)
 
@@ -160,7 +163,7 @@ def crc_fits(files: Files, ref: StorageRef) -> bool:
         return crc == ref.crc
     descriptor, buffer, at = files.descriptor(ref.file), memoryview(bytearray(min(PIECE, ref.nbytes))), 0
     while at < ref.nbytes:
-        count = read_at(descriptor, buffer[: min(PIECE, ref.nbytes - at)], ref.offset + at)
+        count = read_at(descriptor, buffer[: min(PIECE, ref.nbytes - at)], ref.offset + at, ref.file)
         if not count:
             raise _became_shorter(ref)
         crc = crc32(buffer[:count], crc)

@@ -19,8 +19,9 @@ COMMON = (
 RARE = (
     "Bilinear", "Conv1d", "Conv3d", "Conv2d depthwise", "ConvTranspose1d", "ConvTranspose2d",
     "ConvTranspose3d", "BatchNorm1d", "BatchNorm2d plain", "BatchNorm3d", "InstanceNorm2d",
-    "GroupNorm", "RMSNorm", "EmbeddingBag", "square table", "LSTM", "GRU", "MultiheadAttention",
-    "MultiheadAttention kdim", "TransformerEncoder", "weight_norm", "weight_norm old",
+    "GroupNorm", "RMSNorm", "EmbeddingBag", "square table", "LSTM", "LSTM projected",
+    "GRU", "RNN", "GRUCell", "MultiheadAttention", "MultiheadAttention bias", "Numbers", "Experts",
+    "Extra tensor", "MultiheadAttention kdim", "TransformerEncoder", "weight_norm", "weight_norm old",
     "spectral_norm", "spectral_norm old", "PReLU", "Identity", "Bare", "gains", "empty", "complex",
     "Buffers", "Extra", "ParameterList", "ParameterDict",
 )  # fmt: skip
@@ -109,7 +110,13 @@ def basic(w: int, v: int) -> Group:
     return Group("Residual", tuple(rows))
 
 
-BLOCKS = (lambda w, v: attention(w), mlp, gated, pre_norm, basic)
+def experts(w: int, v: int) -> Group:
+    """A mixture of two experts, each a gated feed-forward of its own, and what chooses among them."""
+    listed = Group("ModuleList", tuple(_numbered([gated(w, v)] * 2)))
+    return Group("Part", (("router", Layer("Linear without bias", w, 2)), ("experts", listed)))
+
+
+BLOCKS = (lambda w, v: attention(w), mlp, gated, pre_norm, basic, experts)
 
 
 def _numbered(nodes: Sequence[Layer | Group]) -> list[tuple[str, Layer | Group]]:

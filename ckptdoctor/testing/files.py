@@ -47,20 +47,19 @@ def _truth(draft: Draft, state: Mapping[str, Any], ambiguous: bool) -> Truth:
         for key in group if left else ():
             sources.setdefault(key, sources[left[0]])
             values.setdefault(key, values[left[0]])
-    return Truth(sources, values, ambiguous)
+    return Truth(sources, values, ambiguous, frozenset(draft.near))
 
 
 def _torch(history: History, draft: Draft, path: Path, metadata: Any) -> None:
     import torch
 
-    content: Any = OrderedDict(draft.state)
-    if history.metadata and metadata is not None:
+    content: Any = _module(draft.state) if history.module else OrderedDict(draft.state)
+    if history.metadata and metadata is not None and not history.module:
         content._metadata = metadata
-    inner = content
     for depth, name in enumerate(reversed(history.envelope)):
         content = {name: content, "epoch": 3}
         if history.ema and not depth:
-            content[history.ema] = {k: _averaged(v) for k, v in inner.items()}
+            content[history.ema] = {k: _averaged(v) for k, v in draft.state.items()}
     with tagged(history.device):
         torch.save(
             content,
@@ -68,6 +67,21 @@ def _torch(history: History, draft: Draft, path: Path, metadata: Any) -> None:
             pickle_protocol=history.protocol,
             _use_new_zipfile_serialization=history.form == "zip",
         )
+
+
+def _module(state: Mapping[str, Any]) -> Any:
+    """A module whose state dict has these tensors, whatever its parts are called."""
+    from torch import Tensor, nn
+
+    root = nn.Module()
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            continue
+        module, path = root, key.split(".")
+        for name in path[:-1]:
+            module = module._modules.setdefault(name, nn.Module())  # type: ignore[assignment]
+        module._buffers[path[-1]] = value.detach()
+    return root
 
 
 def _averaged(value: Any) -> Any:

@@ -20,6 +20,9 @@ class Draft:
     truth: dict[str, tuple[str, ...]]
     values: dict[str, Tensor]  # model key -> what has to arrive, before the cast to the model's dtype
     linears: frozenset[str] = frozenset()  # model keys of linear layers' matrices
+    near: set[str] = field(
+        default_factory=set
+    )  # model keys whose values are computed: equal but for rounding
 
     @classmethod
     def of(cls, state: Mapping[str, Any], linears: Collection[str] = ()) -> Draft:
@@ -117,6 +120,93 @@ class Fuse:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Tensors of each expert concatenated, and all experts in one tensor."""
+
+    parts: tuple[tuple[str, ...], ...]
+    whole: str
+
+    def apply(self, draft: Draft) -> None:
+        """Change the draft in place."""
+        import torch
+
+        made = torch.stack([torch.cat([draft.state[p].detach() for p in ps]) for ps in self.parts])
+        gone = [p for ps in self.parts for p in ps]
+        draft.replace(gone, {self.whole: made})
+        new: dict[Path, Path] = {(p,): (self.whole,) for p in gone}
+        draft.truth = {t: new.get(s, s) for t, s in draft.truth.items()}
+
+
+@dataclass(frozen=True)
+class Unstack:
+    """The tensor of all experts as one for each, in equal parts."""
+
+    whole: str
+    parts: tuple[tuple[str, ...], ...]
+
+    def apply(self, draft: Draft) -> None:
+        """Change the draft in place."""
+        each = draft.state[self.whole].detach()
+        made = {n: m.clone() for t, ns in zip(each, self.parts, strict=True)
+                for n, m in zip(ns, t.chunk(len(ns)), strict=True)}  # fmt: skip
+        draft.replace((self.whole,), made)
+        draft.truth = {t: tuple(made) if s == (self.whole,) else s for t, s in draft.truth.items()}
+
+
+@dataclass(frozen=True)
+class Names:
+    """Single tensors under other names: the parts of a weight norm in the other form."""
+
+    names: tuple[tuple[str, str], ...]
+
+    def apply(self, draft: Draft) -> None:
+        """Change the draft in place."""
+        draft.rename(dict(self.names))
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A weight norm's size and direction as the plain weight that they mean (``torch._weight_norm``)."""
+
+    size: str
+    direction: str
+    weight: str
+
+    def apply(self, draft: Draft) -> None:
+        """Change the draft in place."""
+        g, v = draft.state[self.size].detach(), draft.state[self.direction].detach()
+        norm = v.double().flatten(1).norm(dim=1).reshape(g.shape)
+        plain = (v.double() * (g.double() / norm)).to(v.dtype)
+        draft.replace((self.direction, self.size), {self.weight: plain})
+        for target, sources in draft.truth.items():
+            if sources in ((self.size,), (self.direction,)):
+                # The same function: the weight is its own direction, and its norm the size.
+                draft.truth[target] = (self.weight,)
+                draft.values[target] = plain if sources == (self.direction,) else g.clone()
+                draft.near.add(target)
+
+
+@dataclass(frozen=True)
+class Normed:
+    """A plain weight as size and direction of a weight norm."""
+
+    weight: str
+    size: str
+    direction: str
+
+    def apply(self, draft: Draft) -> None:
+        """Change the draft in place."""
+        plain = draft.state[self.weight].detach()
+        shape = (-1, *[1] * (plain.dim() - 1))
+        g = plain.double().flatten(1).norm(dim=1).reshape(shape).to(plain.dtype)
+        draft.replace((self.weight,), {self.size: g, self.direction: plain * 2})
+        for target, sources in draft.truth.items():
+            if sources == (self.weight,):
+                draft.truth[target] = (self.size, self.direction)
+                draft.near.add(target)
+
+
+@dataclass(frozen=True)
 class Split:
     """One tensor in equal parts."""
 
@@ -199,6 +289,7 @@ class History:
     """Steps, and how the result was saved.
 
     ``envelope`` is the path of entries around the state dict; ``ema`` puts an averaged copy beside it.
+    ``module``: not the state dict was saved but a module that has it, pickled whole, with its tensors only.
     ``device`` is the tag of the storages; ``form`` one of :data:`ckptdoctor.testing.files.FORMS`.
     """
 
@@ -209,6 +300,7 @@ class History:
     form: str = "zip"
     protocol: int = 2
     metadata: bool = False
+    module: bool = False
 
     def run(self, state: Mapping[str, Any]) -> Draft:
         """The state dict of the file, and the truth."""
@@ -225,3 +317,4 @@ class Truth:
     sources: Mapping[str, tuple[str, ...]]
     values: Mapping[str, Tensor]
     ambiguous: bool = field(default=False)  # the file holds a second state dict that fits as well
+    near: frozenset[str] = frozenset()  # model keys whose values are computed: equal but for rounding

@@ -57,6 +57,38 @@ class Extra(nn.Linear):
         self.step = int(state["step"])
 
 
+class ExtraTensor(Extra):
+    """A linear layer with state that is a tensor and no buffer."""
+
+    def __init__(self, width: int, other: int) -> None:
+        super().__init__(width, other)
+        self.seen = torch.zeros(width)
+
+    def get_extra_state(self) -> Tensor:  # type: ignore[override]
+        """What goes into the state dict as ``_extra_state``."""
+        return self.seen
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take it back."""
+        if isinstance(state, Tensor):
+            self.seen = state.detach().clone()
+
+
+class Numbers(nn.Module):
+    """Buffers of dtypes that are no weights: quantised values, a scale in double precision."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for name, dtype in (("packed", torch.int8), ("codes", torch.uint8), ("short", torch.int16)):
+            self.register_buffer(name, torch.zeros(width, width, dtype=dtype))
+        self.register_buffer("eighths", torch.zeros(width, dtype=torch.float8_e4m3fn))
+        self.register_buffer("precise", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shift by what the buffers hold."""
+        return shifted(self, x)
+
+
 class Residual(nn.Module):
     """Children one after the other, around a shortcut."""
 
@@ -101,9 +133,13 @@ KINDS: dict[str, Callable[[int, int], nn.Module]] = {
     "square table": lambda w, v: nn.Embedding(w, w),
     "EmbeddingBag": lambda w, v: nn.EmbeddingBag(w + v, v),
     "LSTM": lambda w, v: nn.LSTM(w, v, bidirectional=w % 2 == 0, batch_first=True),
+    "LSTM projected": lambda w, v: nn.LSTM(w, w + v, proj_size=v, batch_first=True),
+    "RNN": lambda w, v: nn.RNN(w, v, batch_first=True),
+    "GRUCell": lambda w, v: nn.GRUCell(w, v),
     "GRU": lambda w, v: nn.GRU(w, v, num_layers=2, batch_first=True),
     "MultiheadAttention": lambda w, v: nn.MultiheadAttention(w, 1, batch_first=True),
     "MultiheadAttention kdim": lambda w, v: nn.MultiheadAttention(w, 1, kdim=w + 1, vdim=v, batch_first=True),
+    "MultiheadAttention bias": lambda w, v: nn.MultiheadAttention(w, 1, add_bias_kv=True, batch_first=True),
     "TransformerEncoder": lambda w, v: nn.TransformerEncoder(
         nn.TransformerEncoderLayer(w, 1, v, batch_first=True), 2, enable_nested_tensor=False
     ),
@@ -120,7 +156,10 @@ KINDS: dict[str, Callable[[int, int], nn.Module]] = {
     "empty": lambda w, v: Bare({"nothing": (0, w), "rows": (v, w)}),
     "complex": lambda w, v: Bare({"phase": (w, v)}, "complex64"),
     "Buffers": lambda w, v: Buffers(w),
+    "Numbers": lambda w, v: Numbers(w),
+    "Experts": lambda w, v: Bare({"gate_up_proj": (2, 2 * v, w), "down_proj": (2, w, v)}),
     "Extra": lambda w, v: Extra(w, v),
+    "Extra tensor": lambda w, v: ExtraTensor(w, v),
     "ParameterList": lambda w, v: nn.ParameterList(
         [nn.Parameter(torch.zeros(w)), nn.Parameter(torch.zeros(v))]
     ),
@@ -196,6 +235,8 @@ def _call(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
             return module(rows)  # type: ignore[no-any-return]
         case nn.RNNBase():
             return module(fit(BATCH, 2, module.input_size))[0]  # type: ignore[no-any-return]
+        case nn.RNNCellBase():
+            return module(fit(BATCH, module.input_size))  # type: ignore[no-any-return]
         case nn.MultiheadAttention():
             q, k, v = (fit(BATCH, 2, d) for d in (module.embed_dim, module.kdim, module.vdim))
             return module(q, k, v)[0]  # type: ignore[no-any-return]

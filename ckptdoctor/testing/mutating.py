@@ -15,51 +15,30 @@ from hypothesis import strategies as st
 
 from ckptdoctor.testing.drawing import CLASS_WORDS, NEUTRAL, networks
 from ckptdoctor.testing.files import PLAIN
-from ckptdoctor.testing.history import (
-    Added,
-    Cast,
-    Draft,
-    Fuse,
-    Gone,
-    History,
-    Order,
-    Path,
-    Prefix,
-    Relabel,
-    Split,
-    Step,
-    Transpose,
-)
+from ckptdoctor.testing.history import Added, Cast, Draft, Gone, History, Order, Path, Prefix, Relabel, Step
 from ckptdoctor.testing.recipes import Network
+from ckptdoctor.testing.rewriting import (
+    Several,
+    children,
+    folded,
+    fuse,
+    gate_up,
+    lists,
+    modules,
+    norm_form,
+    normed,
+    split,
+    stacked,
+    submodules,
+    transpose,
+    unstacked,
+)
 from ckptdoctor.testing.words import INNER, NESTED, OTHER_WORDS, PREFIXES, SYNONYMS
 
 if TYPE_CHECKING:
     from torch import nn
 
 _NUMBERED = re.compile(r"^(.*?)(_?\d+)?$", re.DOTALL)
-QKV = ("q_proj", "k_proj", "v_proj")
-
-
-def children(keys: Sequence[str]) -> dict[Path, list[str]]:
-    """Module path -> the names right below it, in order; those that are tensors too."""
-    found: dict[Path, dict[str, None]] = {}
-    for key in keys:
-        parts = tuple(key.split("."))
-        for depth in range(len(parts)):
-            found.setdefault(parts[:depth], {})[parts[depth]] = None
-    return {path: list(names) for path, names in found.items()}
-
-
-def modules(keys: Sequence[str]) -> list[Path]:
-    """The paths of all modules that own tensors, without the root."""
-    return [path for path in children(keys) if path]
-
-
-def submodules(keys: Sequence[str], parent: Path, names: Sequence[str]) -> list[str]:
-    """Those of the names that are modules."""
-    inner = set(modules(keys))
-    return [n for n in names if (*parent, n) in inner]
-
 
 Make = Callable[[st.DrawFn, Draft], "Step | Several | None"]
 
@@ -97,7 +76,7 @@ def synonyms(draw: st.DrawFn, draft: Draft) -> Step | None:
 
 def renumber(draw: st.DrawFn, draft: Draft) -> Step | None:
     """A list counted from one, or with gaps that grow."""
-    found = _lists(draft)
+    found = lists(draft)
     if not found:
         return None
     parent, names = draw(st.sampled_from(found))
@@ -109,15 +88,9 @@ def renumber(draw: st.DrawFn, draft: Draft) -> Step | None:
     return Relabel(tuple(labels))
 
 
-def _lists(draft: Draft) -> list[tuple[Path, list[str]]]:
-    keys = list(draft.state)
-    found = [(p, submodules(keys, p, names)) for p, names in children(keys).items()]
-    return [(p, names) for p, names in found if names and all(n.isdecimal() and n.isascii() for n in names)]
-
-
 def number_in_name(draw: st.DrawFn, draft: Draft) -> Step | None:
     """``layers.3`` becomes ``layers_3`` or ``layers4``."""
-    found = [row for row in _lists(draft) if row[0] and not row[0][-1][-1].isdigit()]
+    found = [row for row in lists(draft) if row[0] and not row[0][-1][-1].isdigit()]
     keys = list(draft.state)
     found = [(p, n) for p, n in found if len(n) == len(children(keys)[p])]
     if not found:
@@ -131,7 +104,7 @@ def number_in_name(draw: st.DrawFn, draft: Draft) -> Step | None:
 
 def index_to_class(draw: st.DrawFn, draft: Draft) -> Step | None:
     """``0``, ``1``, ``2`` become ``conv1``, ``bn1``, ``conv2``, each word counted in order."""
-    found = _lists(draft)
+    found = lists(draft)
     if not found:
         return None
     parent, names = draw(st.sampled_from(found))
@@ -216,59 +189,6 @@ def order(draw: st.DrawFn, draft: Draft) -> Step | None:
     return Order(tuple(keys.index(k) for k in turned))
 
 
-def fuse(draw: st.DrawFn, draft: Draft) -> Step | Several | None:
-    """q, k and v in one tensor."""
-    keys = list(draft.state)
-    found = [p for p, names in children(keys).items() if set(QKV) <= set(names)]
-    rows = [(p, leaf) for p in found for leaf in ("weight", "bias")]
-    rows = [(p, leaf) for p, leaf in rows if all(".".join((*p, n, leaf)) in draft.state for n in QKV)]
-    if not rows:
-        return None
-    done = draw(st.sampled_from(list(dict.fromkeys(p for p, _ in rows))))
-    steps = [
-        Fuse(tuple(".".join((*p, n, leaf)) for n in QKV), ".".join((*p, "qkv", leaf)))
-        for p, leaf in rows
-        if p == done
-    ]
-    for step in steps[:-1]:
-        step.apply(draft)
-    return Several(tuple(steps[:-1]), steps[-1])
-
-
-class Several:
-    """Steps of which all but the last are applied already."""
-
-    def __init__(self, done: Sequence[Step], last: Step) -> None:
-        self.done, self.last = done, last
-
-
-def split(draw: st.DrawFn, draft: Draft) -> Step | Several | None:
-    """torch's ``in_proj_weight`` as three matrices."""
-    found = [k for k in draft.state if k.split(".")[-1] in ("in_proj_weight", "in_proj_bias")]
-    if not found:
-        return None
-    form = draw(st.sampled_from(("{}_proj", "{}")))
-    steps = []
-    for key in found:
-        head, _, leaf = key.rpartition(".")
-        dot = head + "." if head else ""
-        steps.append(
-            Split(key, tuple(f"{dot}{form.format(x)}.{leaf.removeprefix('in_proj_')}" for x in "qkv"))
-        )
-    for step in steps[:-1]:
-        step.apply(draft)
-    return Several(tuple(steps[:-1]), steps[-1])
-
-
-def transpose(draw: st.DrawFn, draft: Draft) -> Step | None:
-    """Linear layers stored the other way round, where a shape shows it."""
-    back = {s: t for t, ss in draft.truth.items() for s in ss}
-    found = [k for k in draft.state if back.get(k) in draft.linears and draft.state[k].dim() == 2]
-    if not any(draft.state[k].shape[0] != draft.state[k].shape[1] for k in found):
-        return None
-    return Transpose(tuple(found))
-
-
 def cast(draw: st.DrawFn, draft: Draft) -> Step | None:
     """Saved in half precision, or in double."""
     return Cast(draw(st.sampled_from(("float16", "bfloat16", "float64"))))
@@ -293,7 +213,9 @@ NAMING: tuple[Make, ...] = (
     prefix, inside, synonyms, renumber, number_in_name, index_to_class, name_to_index, opaque, nest, unnest,
     order,
 )  # fmt: skip
-OTHER: tuple[Make, ...] = (fuse, split, transpose, cast, gone, added)
+OTHER: tuple[Make, ...] = (
+    fuse, split, gate_up, stacked, unstacked, norm_form, folded, normed, transpose, cast, gone, added,
+)  # fmt: skip
 ALL = {make.__name__: make for make in (*NAMING, *OTHER)}
 
 
@@ -336,6 +258,7 @@ def _saved(draw: st.DrawFn, steps: tuple[Step, ...], state: Mapping[str, Any]) -
     )
     if form in PLAIN:
         return History(steps, form=form)
+    module = form == "zip" and draw(st.integers(0, 3)) == 0
     envelope = draw(st.sampled_from(((), (), ("state_dict",), ("model",), ("net", "params"))))
     return History(
         steps,
@@ -345,6 +268,7 @@ def _saved(draw: st.DrawFn, steps: tuple[Step, ...], state: Mapping[str, Any]) -
         form,
         draw(st.integers(2, 5)),
         not steps and draw(st.booleans()),
+        module,
     )
 
 

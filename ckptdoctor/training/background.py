@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,17 @@ class Saving:
 
     def __repr__(self) -> str:
         return f"Saving({str(self.path)!r}, {'done' if self.done else 'in progress'})"
+
+
+def _forget() -> None:
+    """In a forked process the thread is not there, and what it had to do is the parent's."""
+    global _lock, _pool
+    _lock, _pool = threading.Lock(), None
+    _unheard.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def start(path: Path, write: Callable[[], None]) -> Saving:

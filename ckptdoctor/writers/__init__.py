@@ -6,7 +6,7 @@ A new format is one function in one file of this package and one row in :data:`W
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from ckptdoctor.errors import ApplyError
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.formats.tensors import Span
 from ckptdoctor.keys import printable
-from ckptdoctor.writers.atomic import check_place, check_space, replacing
+from ckptdoctor.writers.atomic import check_place, check_space, replacing, sync
+from ckptdoctor.writers.leftovers import withdraw_shards
 from ckptdoctor.writers.pieces import Contents, Piece
 from ckptdoctor.writers.safetensors_file import write_safetensors
-from ckptdoctor.writers.shards import index_text, names, size_of, split
+from ckptdoctor.writers.shards import index_of, index_text, names, size_of, split
 from ckptdoctor.writers.stream import OnBytes
 from ckptdoctor.writers.torch_file import write_torch
 from ckptdoctor.writers.whole import write_whole
@@ -136,13 +137,26 @@ def _write_shards(
     check: Check | None,
     on_bytes: OnBytes | None,
 ) -> Path:
-    """All or none, the index last."""
+    """All or none, the index last; what a killed run had put in place of them is removed first."""
+    withdraw_shards(out, index_of(out))
     index, shards = names(out, len(parts))
     check_space(out.parent, sum(part.nbytes for part in parts))
+    made: dict[Path, int] = {}
     with ExitStack() as stack:
+        stack.push(lambda kind, error, trace: _take_back(made, index) if error is not None else None)
         index_file = stack.enter_context(replacing(index))  # entered first, so renamed last
         for path, part in zip(shards, parts, strict=True):
             temporary = stack.enter_context(replacing(path))
             _write_one(part, temporary, files, write, check, on_bytes)
+            made[path] = temporary.stat().st_ino
         index_file.write_text(index_text(shards, parts), encoding="utf-8")
+        sync(index_file)  # before the first shard takes its place: `withdraw_shards` needs it
     return index
+
+
+def _take_back(made: Mapping[Path, int], index: Path) -> None:
+    """Remove the shards that are in place already, when a later one could not be."""
+    for path, inode in made.items() if not index.exists() else ():
+        with suppress(OSError):
+            if path.stat().st_ino == inode:
+                path.unlink()

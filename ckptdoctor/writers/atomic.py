@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -54,9 +55,9 @@ def replacing(out: Path, needed: int = 0) -> Iterator[Path]:
             mode = temporary.stat().st_mode & 0o777  # what the umask left of it
             yield temporary
             temporary.chmod(mode)  # a library may have put its own file there
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, final)
-            _sync(final.parent)
+        _sync_folder(final.parent, out)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
@@ -65,10 +66,34 @@ def replacing(out: Path, needed: int = 0) -> Iterator[Path]:
         raise
 
 
+# What to do about an error of the system, where there is more to say than its name.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 def _explained(error: OSError, out: Path, needed: int) -> ApplyError:
-    reason = error.strerror or str(error)
-    more = f"; {_size(needed)} are needed, {_size(shutil.disk_usage(_real(out).parent).free)} are free"
-    return ApplyError(f"`{printable(str(out))}` could not be written: {printable(reason)}{more}")
+    advice = "try again, or write to another disk"
+    if error.errno in _FULL:
+        size = f"{_size(needed)} are needed, " if needed else ""
+        with suppress(OSError):
+            size += f"{_size(shutil.disk_usage(_real(out).parent).free)} are free, "
+        advice = f"{size}make room or write to another disk"
+    elif error.errno in _DENIED:
+        advice = "choose another folder"
+    reason = printable(error.strerror or str(error))
+    return ApplyError(f"`{printable(str(out))}` could not be written: {reason}; {advice}")
+
+
+def _sync_folder(folder: Path, out: Path) -> None:
+    """So that the new name survives a loss of power. Not every file system can, and none forgets the file."""
+    try:
+        sync(folder)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise ApplyError(
+                f"`{printable(str(out))}` is written, and the disk could not confirm it "
+                f"({printable(error.strerror or str(error))}); check the disk, then write it again"
+            ) from error
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -86,7 +111,8 @@ def _real(out: Path) -> Path:
     return Path(os.path.realpath(out))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

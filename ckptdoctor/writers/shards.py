@@ -46,9 +46,14 @@ def _below(
     return {path: facts for path, facts in versions.items() if path in paths or not path}
 
 
+def index_of(out: Path) -> Path:
+    """Where the index of the shards of ``out`` stands."""
+    return out.with_name(f"{out.name}.index.json")
+
+
 def names(out: Path, count: int) -> tuple[Path, list[Path]]:
     """The index and the shards for ``out``. Raises :class:`ApplyError` when one of them exists."""
-    index = out.with_name(f"{out.name}.index.json")
+    index = index_of(out)
     shards = [out.with_name(f"{out.stem}-{n:05d}-of-{count:05d}{out.suffix}") for n in range(1, count + 1)]
     there = [path for path in (index, *shards) if path.exists()]
     if there:

@@ -180,7 +180,7 @@ class _Writer:
 
 def _read(descriptor: int, into: memoryview, offset: int, path: str) -> None:
     while into:
-        count = read_at(descriptor, into, offset)
+        count = read_at(descriptor, into, offset, path)
         if not count:
             raise ReadError(f"{show(path)}: became shorter since it was inspected; try again")
         into, offset = into[count:], offset + count

@@ -9,13 +9,13 @@ from typing import Any
 
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.formats.blobs import Files
-from ckptdoctor.keys import printable
 from ckptdoctor.receipt import listing
 from ckptdoctor.trees import DTYPE_SIZES
 from ckptdoctor.writers.enveloped import Outline, enveloped
 from ckptdoctor.writers.pieces import Contents
 from ckptdoctor.writers.stream import OnBytes, Place, allocate, fill_places
 from ckptdoctor.writers.torch_pickle import Entry, state_dict_pickle
+from ckptdoctor.writers.torch_save import save_with_torch
 from ckptdoctor.writers.torch_zip import ROOT, Record, directory, laid_out, places, serialization_id
 
 
@@ -62,16 +62,9 @@ def _plain(contents: Contents) -> Outline:
 
 def _save(contents: Contents, path: Path) -> None:
     """With ``torch.save``, which can pickle any object; all tensors are in memory then."""
-    import torch
 
     made = {piece: piece.make().clone() for piece in dict.fromkeys(contents.pieces.values()) if piece.make}
     values: OrderedDict[str, Any] = OrderedDict((k, made[p]) for k, p in contents.pieces.items())
     values.update(contents.objects)
     values._metadata = OrderedDict(contents.versions)  # type: ignore[attr-defined]
-    try:
-        with path.open("wb") as file:
-            torch.save(values, file)
-    except OSError:
-        raise
-    except Exception as error:
-        raise ApplyError(f"torch.save failed: {type(error).__name__}: {printable(str(error))}") from error
+    save_with_torch(values, path)

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptdoctor.errors import ApplyError
 from ckptdoctor.formats.blobs import Files
-from ckptdoctor.keys import printable
 from ckptdoctor.writers.atomic import check_place, replacing
 from ckptdoctor.writers.pieces import Contents, Piece
 from ckptdoctor.writers.safetensors_file import write_safetensors
+from ckptdoctor.writers.torch_save import save_with_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,25 +30,13 @@ def write_whole(
         if safetensors:
             write_safetensors(_contents(values), temporary, Files())
         else:
-            _save(values, temporary)
+            save_with_torch(values, temporary)
         if check is not None:
             check(temporary)
 
 
 def _bytes(value: Any) -> int:
     return int(value.numel() * value.element_size()) if hasattr(value, "element_size") else 0
-
-
-def _save(values: Mapping[str, Any], path: Path) -> None:
-    import torch
-
-    try:
-        with path.open("wb") as file:
-            torch.save(values, file)
-    except OSError:
-        raise
-    except Exception as error:
-        raise ApplyError(f"torch.save failed: {type(error).__name__}: {printable(str(error))}") from error
 
 
 def _contents(values: Mapping[str, Any]) -> Contents:

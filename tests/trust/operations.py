@@ -1,7 +1,7 @@
 """Everything that writes a file, in one list: each is killed, starved and raced in ``test_crash.py``.
 
-To add one (a checkpoint writer, say): a function of the folder that makes or replaces ``out``, and what the
-complete file holds. It must be repeatable.
+To add one (a checkpoint writer, say): a function of the folder that makes or replaces ``out``, and a check that
+the file is complete. It must be repeatable.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -73,30 +74,145 @@ def enveloped(folder: Path) -> None:
     ckptdoctor.apply(plan, folder / "whole.pth", out=folder / "out.pth", keep_envelope=True)
 
 
+def trained() -> tuple[Net, torch.optim.Optimizer]:
+    """A model that has these values, and an optimizer with a state."""
+    model = Net()
+    model.load_state_dict(values())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    for parameter in model.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
+    return model, optimizer
+
+
+def saving(name: str, **options: Any) -> Callable[[Path], None]:
+    """A ``save_checkpoint`` of everything that a training has; of the model alone for safetensors."""
+
+    def run(folder: Path) -> None:
+        from ckptdoctor import save_checkpoint
+
+        model, optimizer = trained()
+        more = () if name.endswith(".safetensors") else (optimizer,)
+        save_checkpoint(folder / name, model, *more, **options).wait()
+
+    return run
+
+
+def lock(folder: Path) -> None:
+    """The tree of a model, as ``ckptdoctor lock`` writes it."""
+    from ckptdoctor import snapshot
+    from ckptdoctor.contract.propose import write_text
+    from ckptdoctor.targets.treefile import write_tree
+
+    write_text(folder / "net.tree", write_tree(snapshot(Net())))
+
+
+def holds(path: Path, seed: int = 1) -> bool:
+    """Whether the file is exactly the state dict that it should be."""
+    from safetensors.torch import load_file
+
+    found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    return same(found, seed)
+
+
+def same(found: Any, seed: int = 1) -> bool:
+    """Whether a state dict has all values."""
+    want = values(seed)
+    return set(found) == set(want) and all(torch.equal(found[k], v) for k, v in want.items())
+
+
+def inside(path: Path) -> bool:
+    """The state dict in its envelope."""
+    return same(torch.load(path, weights_only=True)["model"])
+
+
+def resumable(path: Path) -> bool:
+    """Weights and the optimizer's momentum."""
+    found = torch.load(path, weights_only=True)
+    momenta = [s["momentum_buffer"] for s in found["optimizer"]["state"].values()]
+    return same(found["state_dict"]) and len(momenta) == len(list(Net().parameters()))
+
+
+def sharded(index: Path) -> bool:
+    """All shards that the index names, together."""
+    import json
+
+    from safetensors.torch import load_file
+
+    found: dict[str, torch.Tensor] = {}
+    for name in set(json.loads(index.read_text())["weight_map"].values()):
+        found |= load_file(index.with_name(name))
+    return same(found)
+
+
+def readable_plan(path: Path) -> bool:
+    """A plan that reads back."""
+    from ckptdoctor.plan import from_toml
+
+    return from_toml(path.read_text()).result.loaded == len(values())
+
+
+def program(path: Path) -> bool:
+    """A whole program."""
+    import ast
+
+    return "__main__" in path.read_text() and ast.parse(path.read_text()) is not None
+
+
+def report(path: Path) -> bool:
+    """A whole report."""
+    import json
+
+    return bool(json.loads(path.read_text())["diagnostics"])
+
+
+def tree(path: Path) -> bool:
+    """A whole lock."""
+    from ckptdoctor import snapshot
+    from ckptdoctor.targets.treefile import read_tree
+
+    return read_tree(path.read_text(), "net.tree").digest == snapshot(Net()).digest
+
+
 @dataclass(frozen=True)
 class Operation:
-    """``run(folder)`` makes ``out`` from the files of ``prepare``."""
+    """``run(folder)`` makes ``out`` from the files of ``prepare``; ``beside`` it others, without which ``out`` is nothing."""
 
     run: Callable[[Path], None]
     out: str
+    complete: Callable[[Path], bool] = holds
+    beside: tuple[str, ...] = ()
 
+
+SHARDS = tuple(f"out-0000{n}-of-00002.safetensors" for n in (1, 2))
 
 OPERATIONS: dict[str, Operation] = {
     "repair to .pth": Operation(command("repair", "@reference.pth", "@in.pth", "-o", "@out.pth"), "out.pth"),
     "repair to .safetensors": Operation(
         command("repair", "@reference.pth", "@in.pth", "-o", "@out.safetensors"), "out.safetensors"
     ),
-    "repair, keeping the envelope": Operation(enveloped, "out.pth"),
+    "repair, keeping the envelope": Operation(enveloped, "out.pth", inside),
+    "repair to shards": Operation(
+        command(
+            "repair", "@reference.pth", "@in.pth", "-o", "@out.safetensors", "--max-shard-size", "4800"
+        ),
+        "out.safetensors.index.json", sharded, SHARDS,
+    ),
     "apply": Operation(command("apply", "@plan.toml", "@in.pth", "-o", "@out.pth"), "out.pth"),
     "apply over the input": Operation(over_the_input, "in.pth"),
-}
-
-
-def complete(path: Path, seed: int = 1) -> bool:
-    """Whether the file is exactly what it should be."""
-    from safetensors.torch import load_file
-
-    found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    want = values(seed)
-    found = found.get("model", found)
-    return set(found) == set(want) and all(torch.equal(found[k], v) for k, v in want.items())
+    "save_checkpoint": Operation(saving("last.pth", epoch=3), "last.pth", resumable),
+    "save_checkpoint in the background": Operation(
+        saving("last.pth", epoch=3, asynchronous=True), "last.pth", resumable
+    ),
+    "save_checkpoint to .safetensors": Operation(saving("last.safetensors"), "last.safetensors"),
+    "strip": Operation(command("strip", "@in.pth", "-o", "@out.pth"), "out.pth"),
+    "lint --fix": Operation(command("repair", "@in.pth", "--lint-fix", "-o", "@out.pth"), "out.pth"),
+    "plan": Operation(command("plan", "@reference.pth", "@in.pth", "-o", "@new.toml"), "new.toml", readable_plan),
+    "plan as a program": Operation(
+        command("plan", "@reference.pth", "@in.pth", "--format", "python", "-o", "@fix.py"), "fix.py", program
+    ),
+    "a report": Operation(
+        command("diagnose", "@reference.pth", "@in.pth", "--format", "json", "--exit-zero", "-o", "@found.json"),
+        "found.json", report,
+    ),
+    "lock": Operation(lock, "net.tree", tree),
+}  # fmt: skip

@@ -6,15 +6,15 @@ at a byte, patched functions of ``os`` at a call, the parent at a moment.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,68 +24,9 @@ import torch
 import ckptdoctor
 from ckptdoctor.errors import ApplyError, CkptDoctorError
 from ckptdoctor.testing.judging import _picture
-from tests.trust.operations import OPERATIONS, Net, Operation, complete, prepare, values
-
-# What changes the disk: every call of one of these is a boundary, before and behind it.
-CALLS = ("open", "write", "pwrite", "fsync", "fdatasync", "replace", "rename", "link", "unlink", "remove", "chmod",
-         "close", "ftruncate", "truncate", "posix_fallocate", "sendfile", "copy_file_range")  # fmt: skip
-
-
-def in_child(function: Callable[[], None], *, output: bool = False) -> int:
-    """The wait status of a fork that runs it: 0, an exit code, or the signal that ended it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a fork of a process with threads; the child uses none
-        child = os.fork()
-    if not child:
-        code = 1
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-            if not output:
-                os.dup2(null, 1), os.dup2(null, 2)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            function()
-            code = 0
-        except BaseException:
-            if output:
-                import traceback
-
-                traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitpid(child, 0)[1]
-
-
-def picture(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() if p.is_file() else b"" for p in folder.iterdir()}
-
-
-def settled(folder: Path, operation: Operation, before: dict[str, bytes]) -> str:
-    """Check the folder after an end of any kind: "old" or "new"."""
-    now = picture(folder)
-    for name, data in before.items():
-        if name != operation.out:
-            assert now[name] == data, f"{name} changed"
-    left = set(now) - set(before) - {operation.out}
-    assert all(name.startswith(".") and ".partial" in name for name in left), left
-    if now.get(operation.out) == before.get(operation.out):
-        return "old"
-    assert complete(folder / operation.out), "neither the old file nor the new one"
-    return "new"
-
-
-def reset(folder: Path, before: dict[str, bytes]) -> None:
-    for path in folder.iterdir():
-        if path.name not in before and ".partial" not in path.name:
-            path.unlink()
-    for name, data in before.items():
-        (folder / name).write_bytes(data)
-
-
-def finish(folder: Path, operation: Operation, before: dict[str, bytes]) -> None:
-    """The next run succeeds, and no leftover of an earlier one stays."""
-    assert in_child(lambda: operation.run(folder)) == 0
-    assert settled(folder, operation, before) == "new"
-    assert not [p.name for p in folder.iterdir() if ".partial" in p.name]
+from tests.trust.crashing import finish, in_child, picture, reset, settled
+from tests.trust.faults import Failing, install, killing
+from tests.trust.operations import OPERATIONS, Net, Operation, holds, prepare, values
 
 
 @pytest.fixture(params=OPERATIONS)
@@ -95,75 +36,129 @@ def operation(request: pytest.FixtureRequest) -> Operation:
 
 @pytest.fixture
 def folder(tmp_path: Path, operation: Operation) -> Path:
-    prepare(tmp_path)
-    if operation.out != "in.pth":
-        (tmp_path / operation.out).write_bytes(b"the old file")
-    return tmp_path
-
-
-def dying(number: int, behind: bool) -> Callable[[], list[int]]:
-    """Patch ``os`` so that the process kills itself at the n-th call that changes the disk."""
-    seen = [0]
-
-    def patch() -> list[int]:
-        import builtins
-        import io
-
-        for owner, names in ((os, CALLS), (builtins, ("open",)), (io, ("open",))):
-            for name in names:
-                if hasattr(owner, name):
-                    setattr(owner, name, deadly(getattr(owner, name)))
-        return seen
-
-    def deadly(function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            seen[0] += 1
-            mine = seen[0] == number
-            if mine and not behind:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = function(*args, **kwargs)
-            if mine:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        return call
-
-    return patch
+    """The inputs, and an old file where one may be replaced; all modules are imported."""
+    place = tmp_path / "place"
+    place.mkdir()
+    prepare(place)
+    operation.run(place)
+    for name in (operation.out, *operation.beside):
+        (place / name).unlink()
+    prepare(place)
+    if operation.out != "in.pth" and not operation.beside:
+        (place / operation.out).write_bytes(b"the old file")
+    return place
 
 
 def test_killed_before_and_behind_every_call_that_changes_the_disk(
     folder: Path, operation: Operation
 ) -> None:
     before, ends, points = picture(folder), [], 0
-    in_child(lambda: operation.run(folder))  # what is imported late is imported
-    reset(folder, before)
     for number in range(1, 10_000):
         statuses = []
         for behind in (False, True):
 
             def run(number: int = number, behind: bool = behind) -> None:
-                dying(number, behind)()
+                install(killing(number, behind))
                 operation.run(folder)
 
             statuses.append(in_child(run))
             ends.append(settled(folder, operation, before))
-            reset(folder, before)
+            reset(folder, before, operation)
         points += sum(s == signal.SIGKILL for s in statuses)
         if not any(statuses):
             break
         assert set(statuses) <= {0, signal.SIGKILL}
-    assert points > 20
+    assert points >= 10, "create, write, chmod, fsync, rename, fsync of the folder"
     assert {"old", "new"} == set(ends)
     finish(folder, operation, before)
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+def test_an_error_at_every_call_that_touches_the_disk(
+    folder: Path, operation: Operation, error: str, tmp_path: Path
+) -> None:
+    before, words, points = picture(folder), tmp_path / "words", 0
+    for number in range(1, 10_000):
+
+        def run(number: int = number) -> None:
+            fault = Failing(number, getattr(errno, error))
+            install(fault)
+            operation.run(folder)
+            print("not fired" if not fault.fired else "survived")
+
+        status, text = in_child(run, words), words.read_text()
+        assert os.WIFEXITED(status), "an error, not the end of the process"
+        end = settled(folder, operation, before)
+        left = [p.name for p in folder.iterdir() if ".partial" in p.name or p.name in operation.beside]
+        if text.endswith("not fired\n"):
+            break
+        points += 1
+        if status:
+            assert any(name in text for name in (*before, operation.out.split(".")[0])), text
+            assert os.strerror(getattr(errno, error)) in text, text
+            assert "Traceback" not in text and "internal error" not in text, text
+            assert end == "old" or "is written" in text, text
+            # A disk that gives errors may not even let the unfinished file be removed.
+            assert not left or end == "new" or error == "EIO", left
+        else:  # what failed was not needed: a folder that is there, a mode, a leftover of others
+            assert end == "new"
+        reset(folder, before, operation)
+    assert points >= 4
+    reset(folder, before, operation)
+    finish(folder, operation, before)
+
+
+def on_a_small_disk(place: Path, size: int) -> bool:
+    """A file system of so many bytes at ``place``, for this process alone; whether the system lets us."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_user, new_mounts = 0x10000000, 0x00020000
+    if not hasattr(libc, "unshare") or (libc.unshare(new_mounts) and libc.unshare(new_user | new_mounts)):
+        return False
+    libc.mount(b"none", b"/", None, 0x44000, None)  # private, recursively: nobody else sees the mount
+    return not libc.mount(b"tmpfs", os.fsencode(place), b"tmpfs", 0, f"size={size}".encode())
+
+
+@pytest.mark.parametrize("pages", [0, 1, 2])
+def test_a_disk_that_is_full(operation: Operation, folder: Path, pages: int, tmp_path: Path) -> None:
+    """A real one where the system lets us mount it, else the largest size of a file."""
+    inputs, words = picture(folder), tmp_path / "words"
+
+    def run() -> None:
+        room = sum(-(-len(d) // 4096) * 4096 for d in inputs.values()) + 4096 * pages
+        if on_a_small_disk(folder, room):
+            for name, data in inputs.items():
+                (folder / name).write_bytes(data)
+        else:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2048 * pages, 2048 * pages))
+        # Others fill the disk after we have looked.
+        shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40)  # type: ignore[attr-defined, assignment]
+        try:
+            operation.run(folder)
+        finally:
+            end = settled(folder, operation, inputs)
+            print(f"[{end}, {len(list(folder.iterdir())) - len(inputs)} more]")
+
+    status = in_child(run, words)
+    text = words.read_text()
+    if status:
+        assert "[old, 0 more]" in text, text
+        assert any(os.strerror(e) in text for e in (errno.ENOSPC, errno.EFBIG)), text
+        assert "make room" in text and operation.out.split(".")[0] in text, text
+    else:
+        assert "[new" in text, text
+    assert status or pages, "there was no room at all"
 
 
 @pytest.mark.parametrize("how", ["killed", "full"])
 def test_stopped_at_any_byte_of_the_file(folder: Path, operation: Operation, how: str) -> None:
     before = picture(folder)
     assert in_child(lambda: operation.run(folder)) == 0
-    size = (folder / operation.out).stat().st_size
-    reset(folder, before)
-    places = sorted({0, 1, 8, 63, 64, 65, size - 1, *range(0, size, max(1, size // 12))})
+    size = max((folder / name).stat().st_size for name in (operation.out, *operation.beside))
+    reset(folder, before, operation)
+    places = sorted({0, 1, 64, size - 1, *range(0, size, max(1, size // 6))})
 
     def run(limit: int) -> None:
         # Python ignores SIGXFSZ, and a write beyond the limit is an OSError then; by default it kills.
@@ -178,6 +173,7 @@ def test_stopped_at_any_byte_of_the_file(folder: Path, operation: Operation, how
         if how == "full":
             assert os.WIFEXITED(status), "an error, not the end of the process"
             assert picture(folder) == before
+        reset(folder, before, operation)
     finish(folder, operation, before)
 
 
@@ -186,7 +182,7 @@ def test_killed_at_random_moments(folder: Path, operation: Operation) -> None:
     start = time.monotonic()
     assert in_child(lambda: operation.run(folder)) == 0
     took = time.monotonic() - start
-    reset(folder, before)
+    reset(folder, before, operation)
     for _ in range(8):
 
         def run(delay: float = moments.uniform(0, took)) -> None:
@@ -196,7 +192,7 @@ def test_killed_at_random_moments(folder: Path, operation: Operation) -> None:
 
         in_child(run)
         settled(folder, operation, before)
-        reset(folder, before)
+        reset(folder, before, operation)
     finish(folder, operation, before)
 
 
@@ -222,6 +218,12 @@ def test_a_folder_that_cannot_be_written_to(folder: Path, operation: Operation) 
 
 def test_a_file_in_use_keeps_its_bytes_for_those_who_have_it_open(folder: Path, operation: Operation) -> None:
     before = picture(folder)
+    if operation.beside:  # several files replace nothing
+        before[operation.out] = b"the old file"
+        (folder / operation.out).write_bytes(b"the old file")
+        assert in_child(lambda: operation.run(folder)) != 0
+        assert picture(folder) == before
+        return
     with (
         (folder / operation.out).open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
@@ -253,7 +255,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
             os._exit(0)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0, 0], "none removed another's file"
-    assert complete(shared / "out.pth", 0) or complete(shared / "out.pth", 1)
+    assert holds(shared / "out.pth", 0) or holds(shared / "out.pth", 1)
     assert [p.name for p in shared.iterdir()] == ["out.pth"]
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import ckptdoctor
 from ckptdoctor.diagnosis import Diagnosis
 from ckptdoctor.errors import CkptDoctorError
+from ckptdoctor.keys import escape
 from ckptdoctor.trees import ParamTree, TensorSpec
 from tests.trust.amount import examples
 from tests.trust.renderers import RENDERERS, safe_lines
@@ -26,7 +27,7 @@ NAMES = (
     "#", "=", "= 1\n[evil]", "--drop", "-o", "k" * 10_000, " ", "  a  ", "größe", "编码器", "👩‍👩‍👧", "NUL", "__proto__", "..", "a..b", ".a", "a.",
 )  # fmt: skip
 
-FILES = ("plain", "prefix", "renamed", "missing", "unexpected", "mismatched", "envelope")
+FILES = ("plain", "prefix", "renamed", "missing", "unexpected", "mismatched", "envelope", "decided")
 
 
 def found_in(names: list[str], how: str, folder: Path) -> Diagnosis:
@@ -36,6 +37,7 @@ def found_in(names: list[str], how: str, folder: Path) -> Diagnosis:
     state = {k: torch.ones(s) for k, s in shapes.items()}
     model = ParamTree({k: TensorSpec(s) for k, s in shapes.items()})
     value: object = state
+    decisions: list[str] = []
     if how == "prefix":
         value = {f"{names[0]}.{k}": v for k, v in state.items()}
     elif how == "renamed":
@@ -50,8 +52,12 @@ def found_in(names: list[str], how: str, folder: Path) -> Diagnosis:
         value = {**state, keys[0]: torch.ones(9, 3)}
     elif how == "envelope":
         value = {names[0]: state, names[-1] + "2": {k: v * 2 for k, v in state.items()}, "epoch": names[0]}
+    elif how == "decided":
+        more = f"{names[0]}more.weight"
+        value = {**{k: v for k, v in state.items() if k != keys[0]}, more: torch.ones(2)}
+        decisions = [f"reinit={escape(keys[0])}", f"drop={escape(more)}"]
     torch.save(value, folder / "a.pth")
-    return ckptdoctor.diagnose(model, folder / "a.pth")
+    return ckptdoctor.diagnose(model, folder / "a.pth", decisions=decisions)
 
 
 def outputs(found: Diagnosis) -> None:
