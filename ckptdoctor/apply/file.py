@@ -11,6 +11,7 @@ from ckptdoctor.apply.staging import Expansion, Reader, Want, to_write
 from ckptdoctor.apply.ties import check_copies, check_ties
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.keys import printable
+from ckptdoctor.ops import parse_chain
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import listing
 from ckptdoctor.writers import Contents, Piece, Span
@@ -61,9 +62,33 @@ def _loaded(key: str, fill: Fill, reader: Reader, spec: TensorSpec) -> Piece:
         return to_write(key, fill, reader, Want(spec.shape, _dtype(spec.dtype)))
 
     asked: Callable[[str, str], Span | None] | None = getattr(reader, "span", None)
-    copied = asked is not None and not fill.ops and not fill.cast
+    copied = asked is not None and len(fill.sources) == 1 and not fill.cast
     span = asked(fill.sources[0], spec.dtype) if asked is not None and copied else None
+    if span is not None and fill.ops:
+        span = _part(fill, span, reader.state_dict.tree[fill.sources[0]], spec)  # type: ignore[attr-defined]
     return Piece(spec.shape, spec.dtype, span, make)
+
+
+def _part(fill: Fill, span: Span, source: TensorSpec, due: TensorSpec) -> Span | None:
+    """The bytes that are left by ops which only choose consecutive ones (a chunk of fused rows, a reshape).
+
+    torch itself says which they are: the ops run on a tensor without memory, and what comes out is a
+    contiguous view of it or not.
+    """
+    import torch
+
+    whole = torch.empty(source.shape, dtype=_dtype(source.dtype), device="meta")
+    try:
+        part = parse_chain(fill.ops).run([whole])
+        shared = part.untyped_storage()._cdata == whole.untyped_storage()._cdata
+        exact = (tuple(part.shape), part.dtype) == (due.shape, whole.dtype)
+        plain = shared and exact and part.is_contiguous() and not part.is_conj() and not part.is_neg()
+    except Exception:
+        return None  # ops that look at values; the tensor is made
+    if not plain:
+        return None
+    offset = span.offset + int(part.storage_offset()) * whole.element_size()
+    return span._replace(offset=offset, crc=None, whole=False)
 
 
 class _Made(Mapping[str, "Tensor"]):

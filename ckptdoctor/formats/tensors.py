@@ -6,7 +6,7 @@ import ctypes
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptdoctor.errors import CorruptCheckpointError, ReadError
@@ -55,11 +55,19 @@ class TensorReader:
         self._dtypes: dict[str, torch.dtype] = {}
         self._files = Files(archive.stamps)
         self._kept: dict[str, torch.UntypedStorage] = {}
-        self._users = Counter(s for key in state_dict.tree.specs for s in self._storages(key))
-        self._left = Counter(self._users)
         self._asked: set[str] = set()
         self._again = ""  # the storage that was read for a second time last
         self._checked: set[str] = set()  # storages whose checksum was found to fit
+
+    @cached_property
+    def _users(self) -> Counter[str]:
+        """How many keys use each storage."""
+        return Counter(s for key in self.state_dict.tree.specs for s in self._storages(key))
+
+    @cached_property
+    def _left(self) -> Counter[str]:
+        """How many of them were not asked for yet."""
+        return Counter(self._users)
 
     def again(self) -> TensorReader:
         """A reader that reads anew, for a short time. Checksums that fitted stay so; what is mapped is the

@@ -103,7 +103,7 @@ def counterparts(
     fills: Mapping[str, Fill], unused: Collection[str], own: Collection[str]
 ) -> dict[str, tuple[str, ...]]:
     """For each dropped key the model's buffers that should hold the same: one, or any of those alike."""
-    if not unused:
+    if not unused or not own:
         return {}
     homes, alike = _homes(fills), table()["derived"]["alike"]
     found = {}

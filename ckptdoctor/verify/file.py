@@ -13,12 +13,14 @@ from ckptdoctor.formats.walk import anything, children
 from ckptdoctor.ops.bits import same_bits
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import listing
+from ckptdoctor.verify.copied import Mapped, copied, differing
 from ckptdoctor.verify.envelope import envelope_problems
 from ckptdoctor.verify.replay import Casts, Fills, Reader, lossy_casts, quoted, replayed, words
 from ckptdoctor.writers.plain import plain_load
 
 if TYPE_CHECKING:
     from ckptdoctor.formats.envelope import Envelope
+    from ckptdoctor.formats.tensors import TensorReader
     from ckptdoctor.trees import ParamTree
 
 
@@ -44,8 +46,15 @@ def verify_file(
     """
     tree, written = _opened(path, bits, envelope)
     problems = [*_specs(tree, target)]
-    casts: Casts = {}
+    pairs = copied(expansion.fills, reader, written, tree) if bits else {}
+    casts: Casts = {key: (tree[key].dtype, "lossless") for key in pairs}
+    wrong = differing(pairs.values(), reader.files, written.files) if pairs else {}  # type: ignore[attr-defined]
+    problems += [f"{quoted(key)} {what}" for key, what in wrong.items()]
+    if bits:
+        written.check(key for key in tree.specs if key not in pairs or not pairs[key].found.whole)
     for key, fill in expansion.fills.items():
+        if key in pairs:
+            continue
         if key in tree and (bits or fill.cast):
             problems += _one_written(key, fill, reader, written, initial, casts)
         elif key in tree and fill.kind == "load":
@@ -60,7 +69,7 @@ def verify_file(
     return casts
 
 
-def _opened(path: Path, bits: bool, envelope: Envelope | None) -> tuple[ParamTree, Reader]:
+def _opened(path: Path, bits: bool, envelope: Envelope | None) -> tuple[ParamTree, TensorReader]:
     from ckptdoctor.formats import open_checkpoint
     from ckptdoctor.formats.tensors import TensorReader
 
@@ -69,8 +78,6 @@ def _opened(path: Path, bits: bool, envelope: Envelope | None) -> tuple[ParamTre
     if len(found) != 1:
         raise VerifyError(f"the new file should hold one state dict, it holds {len(found)}")
     reader = TensorReader(archive, found[0], check_crc=bits, mapped=True)
-    if bits:
-        reader.check(reader.state_dict.tree.specs)
     return reader.state_dict.tree, reader
 
 
@@ -90,16 +97,18 @@ def _one_written(
             yield f"{quoted(key)} is not the model's own value"
 
 
-def _ties(expansion: Fills, target: ParamTree, tree: ParamTree, written: Reader) -> Iterator[str]:
+def _ties(expansion: Fills, target: ParamTree, tree: ParamTree, written: TensorReader) -> Iterator[str]:
     """Keys that are one tensor in the model hold the same in the file, or the last one loaded would win."""
     pairs = [(key, fill.tied_to) for key, fill in expansion.fills.items() if fill.kind == "tie"]
     pairs += [(key, group[0]) for group in target.ties for key in group[1:]]
     for key, other in dict.fromkeys(pairs):
+        if key in tree and other in tree and tree[key] == tree[other] and tree[key].storage:
+            continue  # one place in the file
         if key in tree and other in tree and not same_bits(written(key), written(other)):
             yield f"{quoted(key)} and {quoted(other)} are one tensor in the model, two in the file"
 
 
-def _plain(path: Path, target: ParamTree, written: Reader, envelope: Envelope | None) -> Iterator[str]:
+def _plain(path: Path, target: ParamTree, written: TensorReader, envelope: Envelope | None) -> Iterator[str]:
     """What plain torch makes of the file, against what our reader makes of it."""
     found = plain_load(path) if envelope is None else _inside(path, envelope)
     if found is None:
@@ -107,8 +116,14 @@ def _plain(path: Path, target: ParamTree, written: Reader, envelope: Envelope | 
     due = [*target.specs, *target.extra]
     if sorted(found) != sorted(due):
         yield f"plain torch finds {len(found)} keys in the new file, the model has {len(due)}"
-    for key in target.specs:
-        if key in found and not same_bits(found[key], written(key)):
+    mapped = Mapped(path)
+    for key, spec in target.specs.items():
+        if key not in found:
+            continue
+        span = written.span(key, spec.dtype) if spec.numel else None
+        if span is not None and mapped.has(found[key], span, spec.dtype, spec.shape):
+            continue  # it is these bytes
+        if not same_bits(found[key], written(key)):
             yield f"{quoted(key)} is read differently by plain torch"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
@@ -69,17 +68,19 @@ def _lent(piece: Piece, envelope: Envelope) -> Lent | None:
 
 
 def _new_names(contents: Contents, envelope: Envelope, lent: dict[str, Lent]) -> dict[Piece, str]:
-    free = _free(envelope)
+    """A whole storage keeps its name; others get numbers that no storage of the old file has."""
+    known = envelope.archive.storages
+    free = (str(n) for n in count() if str(n) not in known)
     names: dict[Piece, str] = {}
+    taken = set(envelope.kept)
     for key, piece in contents.pieces.items():
-        if piece not in names:
-            names[piece] = piece.span.storage if key in lent and piece.span is not None else next(free)
+        if piece in names:
+            continue
+        own = piece.span.storage if piece.span is not None else ""
+        keeps = piece.span is not None and piece.span.whole and own.isalnum() and own not in taken
+        names[piece] = own if key in lent or keeps else next(free)
+        taken.add(names[piece])
     return names
-
-
-def _free(envelope: Envelope) -> Iterator[str]:
-    """Numbers that no storage of the old file has for a name."""
-    return (str(n) for n in count() if str(n) not in envelope.kept)
 
 
 def _whole(kept: Kept, files: Files) -> Piece:

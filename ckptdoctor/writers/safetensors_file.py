@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from ckptdoctor.errors import ApplyError
@@ -12,6 +13,7 @@ from ckptdoctor.formats.blobs import Files
 from ckptdoctor.formats.safetensors import DTYPES, LARGEST_HEADER
 from ckptdoctor.receipt import listing
 from ckptdoctor.trees import DTYPE_SIZES
+from ckptdoctor.writers.clone import BLOCK, can_clone, share
 from ckptdoctor.writers.pieces import Contents, Piece
 from ckptdoctor.writers.stream import OnBytes, Place, allocate, fill_places
 
@@ -26,18 +28,55 @@ def write_safetensors(contents: Contents, path: Path, files: Files, on_bytes: On
     """
     check_safetensors(contents)
     rows = ordered(contents.pieces)
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        if not _write_cloned(rows, descriptor, files, on_bytes):
+            os.ftruncate(descriptor, 0)
+            _write_copied(rows, descriptor, files, on_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def _write_copied(
+    rows: Sequence[tuple[str, Piece]], descriptor: int, files: Files, on_bytes: OnBytes | None
+) -> None:
     head = header(rows)
     places = [Place(0, head)]
     at = len(head)
     for _, piece in rows:
         places.append(Place(at, b"", piece))
         at += piece.nbytes
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        allocate(descriptor, at)
-        fill_places(descriptor, places, files, on_bytes)
-    finally:
-        os.close(descriptor)
+    allocate(descriptor, at)
+    fill_places(descriptor, places, files, on_bytes)
+
+
+def _write_cloned(
+    rows: Sequence[tuple[str, Piece]], descriptor: int, files: Files, on_bytes: OnBytes | None
+) -> bool:
+    """Share the blocks of the source, where all tensors are in it in this order; False where it cannot be."""
+    spans = [piece.span for _, piece in rows if piece.nbytes and piece.span is not None]
+    sizes = [piece.nbytes for _, piece in rows if piece.nbytes]
+    if not spans or len(spans) != len(sizes) or any(s.crc is not None for s in spans):
+        return False
+    start, nbytes = spans[0].offset, sum(sizes)
+    due = list(accumulate(sizes[:-1], initial=start))
+    if [(s.file, s.offset) for s in spans] != [(spans[0].file, at) for at in due]:
+        return False
+    source = files.descriptor(spans[0].file)
+    padding = (start - len(header(rows))) % BLOCK
+    if padding % 8 or not can_clone(source, descriptor):
+        return False
+    head = header(rows, padding)
+    shared = share(source, start, descriptor, len(head), nbytes)
+    if shared is None:
+        return False
+    shift = len(head) - start
+    edges = [(len(head), shared[0]), (shared[1], len(head) + nbytes)]
+    for place in [Place(0, head), *(Place(a, os.pread(source, b - a, a - shift)) for a, b in edges)]:
+        fill_places(descriptor, [place], files)
+    if on_bytes is not None:
+        on_bytes(shared[1] - shared[0])
+    return True
 
 
 def check_safetensors(contents: Contents) -> None:
@@ -58,8 +97,8 @@ def ordered(pieces: Mapping[str, Piece]) -> list[tuple[str, Piece]]:
     return sorted(pieces.items(), key=lambda row: (-DTYPE_SIZES[row[1].dtype], row[0]))
 
 
-def header(rows: Sequence[tuple[str, Piece]]) -> bytes:
-    """The length and the JSON, padded to eight bytes."""
+def header(rows: Sequence[tuple[str, Piece]], padding: int = 0) -> bytes:
+    """The length and the JSON, padded to eight bytes and by ``padding`` more."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for key, piece in rows:
@@ -73,7 +112,7 @@ def header(rows: Sequence[tuple[str, Piece]]) -> bytes:
         text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ApplyError(".safetensors cannot hold a key that is no valid text; write a .pth file") from None
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8 + padding)
     if len(text) > LARGEST_HEADER:
         size, most = len(text) / 1e6, LARGEST_HEADER / 1e6
         raise ApplyError(

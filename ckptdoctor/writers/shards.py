@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ckptdoctor.errors import ApplyError
+from ckptdoctor.formats.safetensors import LARGEST_HEADER
 from ckptdoctor.keys import printable
 from ckptdoctor.writers.pieces import Contents, Piece
 
@@ -27,16 +28,29 @@ def size_of(text: str | int) -> int:
 
 
 def split(contents: Contents, most: int) -> list[Contents]:
-    """Parts of at most that many bytes of tensors, in order; a larger tensor has a part of its own."""
+    """Parts of at most that many bytes of tensors, in order; a larger tensor has a part of its own.
+
+    Keys that are one tensor are in one part. No part has more keys than a header has room for.
+    """
     parts: list[dict[str, Piece]] = [{}]
-    size = 0
+    home: dict[Piece, dict[str, Piece]] = {}
+    size = text = 0
     for key, piece in contents.pieces.items():
-        if parts[-1] and size + piece.nbytes > most:
-            parts.append({})
-            size = 0
-        parts[-1][key] = piece
-        size += piece.nbytes
+        if piece not in home:
+            size, text = size + piece.nbytes, text + _entry_bytes(key, piece)
+            if parts[-1] and (size > most or text > LARGEST_HEADER):
+                parts.append({})
+                size, text = piece.nbytes, _entry_bytes(key, piece)
+            home[piece] = parts[-1]
+        else:
+            text += _entry_bytes(key, piece)
+        home[piece][key] = piece
     return [Contents(pieces, _below(contents.versions, pieces)) for pieces in parts]
+
+
+def _entry_bytes(key: str, piece: Piece) -> int:
+    """At least what a key takes in the header of safetensors."""
+    return len(json.dumps(key)) + 22 * len(piece.shape) + 100
 
 
 def _below(

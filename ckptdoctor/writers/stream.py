@@ -117,9 +117,13 @@ class _Job:
                 writer.flush()
                 return crc32(content)
         crc = writer.copy(piece)
-        if piece.span.crc not in (None, crc):
+        if not _fits(piece, crc):
             raise corrupt(piece.span.file, f"the bytes at {piece.span.offset} do not fit their checksum")
         return crc
+
+
+def _fits(piece: Piece, crc: int) -> bool:
+    return piece.span is None or piece.span.crc in (None, crc)
 
 
 class _Writer:

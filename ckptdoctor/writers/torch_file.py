@@ -14,9 +14,10 @@ from ckptdoctor.trees import DTYPE_SIZES
 from ckptdoctor.writers.enveloped import Outline, enveloped
 from ckptdoctor.writers.pieces import Contents
 from ckptdoctor.writers.stream import OnBytes, Place, allocate, fill_places
+from ckptdoctor.writers.torch_clone import write_cloned
 from ckptdoctor.writers.torch_pickle import Entry, state_dict_pickle
 from ckptdoctor.writers.torch_save import save_with_torch
-from ckptdoctor.writers.torch_zip import ROOT, Record, directory, laid_out, places, serialization_id
+from ckptdoctor.writers.torch_zip import directory, finished, laid_out, places, records_of
 
 
 def write_torch(contents: Contents, path: Path, files: Files, on_bytes: OnBytes | None = None) -> None:
@@ -30,23 +31,22 @@ def write_torch(contents: Contents, path: Path, files: Files, on_bytes: OnBytes 
         _save(contents, path)
         return
     outline = enveloped(contents, files) if contents.envelope is not None else _plain(contents)
-    small = ((".format_version", b"1"), (".storage_alignment", b"64"))[: 2 * outline.computable]
-    small = (("data.pkl", outline.pickle), *small, ("byteorder", b"little"))
-    records = [Record(f"{ROOT}/{name}", data) for name, data in small]
-    records += [Record(f"{ROOT}/data/{name}", piece=piece) for name, piece in outline.storages.items()]
-    records += [Record(f"{ROOT}/version", b"3\n"), Record(f"{ROOT}/.data/serialization_id", b"0" * 40)]
-    members = laid_out(records)
     descriptor = os.open(path, os.O_RDWR)
     try:
-        allocate(descriptor, members[-1].end)
-        sums = fill_places(descriptor, places(members[:-1]), files, on_bytes)
-        # Its length is known before, its digits are not.
-        last = Record(records[-1].name, serialization_id([r.name for r in records[:-1]], sums))
-        members[-1] = type(members[-1])(last, members[-1].header, members[-1].start)
-        end = b"".join(place.head for place in places(members[-1:])) + directory(members, [*sums, 0])
-        fill_places(descriptor, [Place(members[-1].header, end)], files)
+        if not write_cloned(outline, descriptor, files, on_bytes):
+            os.ftruncate(descriptor, 0)
+            _write_copied(outline, descriptor, files, on_bytes)
     finally:
         os.close(descriptor)
+
+
+def _write_copied(outline: Outline, descriptor: int, files: Files, on_bytes: OnBytes | None) -> None:
+    members = laid_out(records_of(outline.pickle, outline.storages, computable=outline.computable))
+    allocate(descriptor, members[-1].end)
+    sums = fill_places(descriptor, places(members[:-1]), files, on_bytes)
+    members[-1] = finished(members, sums)
+    end = b"".join(place.head for place in places(members[-1:])) + directory(members, [*sums, 0])
+    fill_places(descriptor, [Place(members[-1].header, end)], files)
 
 
 def _plain(contents: Contents) -> Outline:

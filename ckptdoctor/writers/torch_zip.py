@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckptdoctor.formats.checksum import crc32
@@ -93,15 +93,38 @@ class Member:
         return CENTRAL.pack(b"PK\x01\x02", 0, 0, self.flags, 0, 0, 0, *sizes, *fields) + name + extra
 
 
-def laid_out(records: Sequence[Record]) -> list[Member]:
-    """Each record's place, one behind the other, contents aligned."""
-    members = []
+def records_of(
+    pickle: bytes, storages: Mapping[str, Piece], root: str = f"{ROOT}/", *, computable: bool = True
+) -> list[Record]:
+    """The members of a torch file, in torch's order; the last one is finished when all sums are known.
+
+    Where readers may not compute the places of storages (``computable``), the records that allow it are
+    left out.
+    """
+    small = ((".format_version", b"1"), (".storage_alignment", b"64"))[: 2 * computable]
+    records = [Record(f"{root}{name}", data) for name, data in (("data.pkl", pickle), *small)]
+    records.append(Record(f"{root}byteorder", b"little"))
+    records += [Record(f"{root}data/{name}", piece=piece) for name, piece in storages.items()]
+    return [*records, Record(f"{root}version", b"3\n"), Record(f"{root}.data/serialization_id", b"0" * 40)]
+
+
+def finished(members: Sequence[Member], sums: Sequence[int]) -> Member:
+    """The last member: its length is known before, its digits are not. ``sums`` are those of the others."""
+    last = members[-1]
+    digits = serialization_id([m.record.name for m in members[:-1]], sums)
+    return Member(Record(last.record.name, digits), last.header, last.start)
+
+
+def laid_out(records: Sequence[Record], extra: int = 0) -> list[Member]:
+    """Each record's place, one behind the other, contents aligned; the first moved by ``extra``."""
+    members: list[Member] = []
     at = 0
     for record in records:
         large = record.size >= U32, at >= U32
-        extra = 4 + 16 * large[0] + 8 * large[1] if any(large) else 0
-        start = at + LOCAL.size + len(record.name.encode()) + 4 + extra
-        members.append(Member(record, at, -(-start // ALIGNMENT) * ALIGNMENT))
+        sizes = 4 + 16 * large[0] + 8 * large[1] if any(large) else 0
+        start = at + LOCAL.size + len(record.name.encode()) + 4 + sizes
+        front = 0 if members else extra
+        members.append(Member(record, at, -(-start // ALIGNMENT) * ALIGNMENT + front))
         at = members[-1].end
     return members
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils import serialization
 
 import ckptdoctor as ckd
-from ckptdoctor.errors import ApplyError, CorruptCheckpointError
+from ckptdoctor.errors import ApplyError, CorruptCheckpointError, VerifyError
 from ckptdoctor.formats import open_checkpoint, parallel
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.formats.tensors import TensorReader
@@ -255,6 +255,27 @@ def test_shards_and_their_index(tmp_path: Path, ddp: Path, suffix: str) -> None:
     assert sorted(p.name for p in out.parent.iterdir()) == names
 
 
+def test_tied_keys_share_a_shard_and_headers_never_grow_too_long(tmp_path: Path, monkeypatch) -> None:
+    from ckptdoctor.formats import safetensors as format
+    from ckptdoctor.writers import safetensors_file, shards
+
+    weight = torch.randn(100)
+    state = {"a": weight, **{f"w{i}": torch.full((100,), float(i)) for i in range(9)}, "z": weight}
+    write_contents(contents(state), tmp_path / "t.pth", Files(), max_shard_size=1000)
+    index = json.loads((tmp_path / "t.pth.index.json").read_text())["weight_map"]
+    assert index["z"] == index["a"] and len(set(index.values())) == 5
+    assert sum(p.stat().st_size for p in tmp_path.glob("t-*")) < 5 * 2000 + 10 * 400, "written once"
+    for module in (format, safetensors_file, shards):
+        monkeypatch.setattr(module, "LARGEST_HEADER", 600)
+    with pytest.raises(ApplyError, match="write several files: --max-shard-size"):
+        write_contents(contents(state), tmp_path / "s.safetensors", Files())
+    write_contents(contents(state), tmp_path / "s.safetensors", Files(), max_shard_size=10**9)
+    names = sorted(p.name for p in tmp_path.glob("s-*"))
+    assert len(names) > 2
+    found = {k: v for n in names for k, v in load_file(tmp_path / n).items()}
+    assert found.keys() == state.keys() and all(torch.equal(found[k], v) for k, v in state.items())
+
+
 def test_a_failure_in_any_shard_leaves_none(tmp_path: Path, ddp: Path, monkeypatch) -> None:
     import ckptdoctor.writers as writers
 
@@ -358,3 +379,71 @@ def test_a_repair_needs_little_memory_whatever_the_size(tmp_path: Path, half: bo
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 64, "MB for a file of 96 MB with tensors of 4 MB"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("what", ["bytes", "checksum"])
+def test_verification_sees_wrong_bytes_of_what_was_copied(tmp_path, ddp, monkeypatch, suffix, what) -> None:
+    """One byte of one tensor is written wrong, with a checksum that fits or with the one that is due."""
+    if (what, suffix) == ("checksum", ".safetensors"):
+        return  # the format has none
+    copy = stream._Writer.copy
+
+    def wrong(self, piece: Piece) -> int:
+        crc = copy(self, piece)
+        if piece.nbytes == 64 * 64 * 4 and what == "bytes":
+            self.flush()
+            last = stream.os.pread(self._job.descriptor, 1, self._offset - 1)
+            stream.os.pwrite(self._job.descriptor, bytes([last[0] ^ 1]), self._offset - 1)
+        return crc ^ (what == "checksum")
+
+    monkeypatch.setattr(stream._Writer, "copy", wrong)
+    if what == "checksum":
+        monkeypatch.setattr(stream, "_fits", lambda piece, crc: True)
+    with pytest.raises(VerifyError, match=r"differs from the source|does not fit its checksum"):
+        ckd.apply(ckd.plan(model(), ddp), ddp, model=model(), out=tmp_path / f"o{suffix}")
+    assert [p.name for p in tmp_path.iterdir()] == ["ddp.pth"]
+
+
+def fused(net: nn.Module) -> dict[str, torch.Tensor]:
+    state = net.state_dict()
+    return {"qkv.weight": torch.cat([state[f"{n}.weight"] for n in "qkv"])}
+
+
+class Parts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for n in "qkv":
+            self.add_module(n, nn.Linear(6, 8, bias=False))
+
+
+@pytest.mark.parametrize(("op", "made"), [("split", False), ("transposed", True)])
+def test_parts_that_are_consecutive_bytes_are_copied_and_others_are_made(
+    tmp_path, monkeypatch, op, made
+) -> None:
+    from ckptdoctor.apply import file as apply
+
+    net, file = Parts(), tmp_path / "in.pth"
+    whole = fused(net)["qkv.weight"]
+    torch.save({"qkv.weight": whole if op == "split" else whole.T.contiguous()}, file)
+    chain = "chunk(0,{},3)" if op == "split" else "chunk(1,{},3)|transpose(0,1)"
+    decisions = [f"op={n}.weight={chain.format(i)}" for i, n in enumerate("qkv")]
+    count, real = [], apply.to_write
+    monkeypatch.setattr(apply, "to_write", lambda *args: count.append(1) or real(*args))
+    ckd.apply(ckd.plan(net, file, decisions=decisions), file, model=net, out=tmp_path / "o.pth")
+    found = torch.load(tmp_path / "o.pth")
+    assert all(torch.equal(found[k], v) for k, v in net.state_dict().items())
+    assert bool(count) == made
+    assert found["k.weight"].untyped_storage().nbytes() == 8 * 6 * 4, "cut to size"
+
+
+def test_a_damaged_tensor_of_which_parts_are_copied_is_refused(tmp_path: Path) -> None:
+    net, file = Parts(), tmp_path / "in.pth"
+    torch.save(fused(net), file)
+    raw = bytearray(file.read_bytes())
+    raw[raw.find(fused(net)["qkv.weight"].numpy().tobytes()) + 7] ^= 1
+    file.write_bytes(raw)
+    plan = ckd.plan(net, file, decisions=[f"op={n}.weight=chunk(0,{i},3)" for i, n in enumerate("qkv")])
+    with pytest.raises(CorruptCheckpointError, match="checksum"):
+        ckd.apply(plan, file, model=net, out=tmp_path / "o.pth", verify=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["in.pth"]
