@@ -346,3 +346,41 @@ def test_a_file_without_an_envelope_is_written_as_ever(tmp_path: Path) -> None:
     receipt = repaired(tmp_path / "in.pth", tmp_path / "out.pth", net())
     assert not receipt.notes
     net().load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True))
+
+
+def test_a_pickled_module_of_a_legacy_file_is_carried_over_with_its_class(tmp_path: Path) -> None:
+    """Such files name the class by a persistent id with its source code, which zip files do not have."""
+    state = {f"module.{k}": v for k, v in net().state_dict().items()}
+    kept = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    whole = {"state_dict": state, "head": kept, "again": [kept[0], nn.Linear(2, 3)], "x": Config(a=1)}
+    torch.save(whole, tmp_path / "in.pth", _use_new_zipfile_serialization=False)
+    assert b"class Linear(Module)" in (tmp_path / "in.pth").read_bytes()
+    repaired(tmp_path / "in.pth", tmp_path / "out.pth", net())
+    new = torch.load(tmp_path / "out.pth", weights_only=False)
+    assert type(new["head"]) is nn.Sequential and new["again"][0] is new["head"][0]
+    assert all(torch.equal(a, b) for a, b in zip(new["head"].parameters(), kept.parameters(), strict=True))
+    net().load_state_dict(new["state_dict"])
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "uint16", "bfloat16", "complex64", "bool"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_every_kind_of_storage_can_be_shared_with_the_envelope(
+    tmp_path: Path, dtype: str, legacy: bool
+) -> None:
+    model = nn.Module()
+    model.register_buffer("x", torch.zeros(3, 4, dtype=getattr(torch, dtype)))
+    model.register_buffer("y", torch.zeros(2, 2))
+    raw = (
+        torch.arange(2, 2 + 20 * model.x.element_size())
+        .to(torch.uint8)
+        .remainder(2 if dtype == "bool" else 255)
+    )
+    big = raw.view(getattr(torch, dtype))
+    state = {"module.x": big[8:20].view(3, 4), "module.y": torch.ones(2, 2)}
+    torch.save({"net": state, "all": big}, tmp_path / "in.pth", _use_new_zipfile_serialization=not legacy)
+    plan = ckd.plan(model, tmp_path / "in.pth", decisions=["choose=net"])
+    ckd.apply(plan, tmp_path / "in.pth", model=model, out=tmp_path / "out.pth", keep_envelope=True)
+    new = torch.load(tmp_path / "out.pth")
+    assert bytes(new["all"].untyped_storage()) == raw.numpy().tobytes()
+    assert new["net"]["x"].dtype == big.dtype
+    assert new["net"]["x"].data_ptr() == new["all"].data_ptr() + 8 * big.element_size()
