@@ -76,9 +76,9 @@ def places(state: State) -> None:
     base = state.base
     if not base.places:
         return
-    inside = [k for k in state.matches if strip_key(k).startswith(base.target + ".")]
-    take_back(state, inside, "the checkpoint fits several parts of the model equally well")
     options = [base.target, *base.places]
+    inside = [k for k in state.matches if any(strip_key(k).startswith(f"{o}.") for o in options)]
+    take_back(state, inside, "the checkpoint fits several parts of the model equally well")
     state.questions.append(
         Question(
             "place",
@@ -228,7 +228,12 @@ def rivals(state: State) -> None:
             other = by_name.get(f"{prefix}.{name}")
             if other is not None and state.source[other].shape == state.target[key].shape:
                 more[key].append(Choice((other,), (), f"under `{prefix}.`"))
-    touched = [k for k in state.matches if more.get(k)]
+    heads = tuple(f"{prefix}." for prefix in base.rivals)
+    touched = [
+        k
+        for k, m in state.matches.items()
+        if more.get(k) or any(strip_key(s).startswith(heads) for s in m.sources)
+    ]
     take_back(state, touched, "several parts of the checkpoint fit equally well", more)
     options = [base.source, *base.rivals]
     state.questions.append(
@@ -263,11 +268,16 @@ def scattered(state: State) -> None:
         strangers = [
             m.target
             for n, m in rows
-            if m is not None and n in homes and n not in own and n.rpartition(".")[2] in _LEAVES
+            if m is not None and n in homes and n not in own and _of_module(n.rpartition(".")[2])
             if not any(_names_it(e, n.rpartition(".")[0]) for e in m.evidence)
         ]
         if own and strangers:
             take_back(state, strangers, "the module of this name lost it; another's may not be meant")
+
+
+def _of_module(leaf: str) -> bool:
+    """Whether torch's modules call a tensor so, recurrent layers and attention included."""
+    return leaf in _LEAVES or leaf.startswith(("weight_", "bias_", "in_proj_"))
 
 
 def _names_it(reason: str, module: str) -> bool:

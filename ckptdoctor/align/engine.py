@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align import checks, chosen, crossed, crossing, facts, finish, folds, layouts, tied, variants
+from ckptdoctor.align import (
+    checks,
+    chosen,
+    crossed,
+    crossing,
+    doubts,
+    facts,
+    finish,
+    folds,
+    layouts,
+    tied,
+    turned,
+    variants,
+)
 from ckptdoctor.align.compose import compose, fold_weight_norm
 from ckptdoctor.align.crossing import Crossing
 from ckptdoctor.align.experts import stack_experts
@@ -72,7 +85,6 @@ def to_one_space(state: State) -> None:
     if theirs.duplicates:
         names_t = {k: k for k in facts.open_target(state)}
     names_s = {n: ks[-1] if n in names_t and n in ks else ks[0] for n, ks in mine.names.items()}
-    state.followers = finish.followers(state.target, names_s)
     specs_s, specs_t = state.source.specs, state.target.specs
     shapes_s = {n: specs_s[k].shape for n, k in names_s.items()}
     shapes_t = {n: specs_t[k].shape for n, k in names_t.items()}
@@ -80,6 +92,7 @@ def to_one_space(state: State) -> None:
     state.base = Base("", "", len(shapes_t)) if shapes_s == shapes_t else find_base(shapes_s, shapes_t)
     state.source_names = {relative_name(n, state.base.source): k for n, k in names_s.items()}
     state.target_names = {relative_name(n, state.base.target): k for n, k in names_t.items()}
+    state.followers = finish.followers(state)
 
 
 def same_names(state: State) -> None:
@@ -184,6 +197,8 @@ PASSES = (
     checks.adapters,
     layouts.invisible,
     crossing.unexplained,
+    turned.packs,
+    turned.exchanged,
     checks.duplicates,
     checks.rivals,
     checks.places,
@@ -197,6 +212,8 @@ PASSES = (
     checks.partly_used,
     checks.refused,
     finish.fill_ties,
+    finish.account,
+    doubts.doubt,
     finish.account,
     finish.ask,
     chosen.answered,

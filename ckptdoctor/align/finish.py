@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align import folds, unexpected
@@ -11,22 +11,22 @@ from ckptdoctor.align.names import is_derived, table
 from ckptdoctor.align.orient import Chain, Pair, options
 from ckptdoctor.align.prefix import strips_of
 from ckptdoctor.align.units import Leaf
-from ckptdoctor.trees import ParamTree
-from ckptdoctor.wrappers import strip_key
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
 
 
-def followers(target: ParamTree, names: Collection[str]) -> dict[str, str]:
+def followers(state: State) -> dict[str, str]:
     """Tied model keys that follow another one: those that the checkpoint has not under their own name.
 
-    The one whose name the checkpoint has leads, else the first.
+    The one whose name the checkpoint has leads, else the first. Names are those below the base prefixes.
     """
+    names = {key: name for name, key in state.target_names.items()}
+    held = {key for key, name in names.items() if name in state.source_names}
     found = {}
-    for group in target.ties:
-        leader = next((k for k in group if strip_key(k) in names), group[0])
-        found.update({k: leader for k in group if k != leader and strip_key(k) not in names})
+    for group in state.target.ties:
+        leader = next((k for k in group if k in held), group[0])
+        found.update({k: leader for k in group if k != leader and k not in held})
     return found
 
 

@@ -17,15 +17,15 @@ Shape = tuple[int, ...]
 
 # (pattern on the key, module group, role): reparametrised weights, old and new spelling alike.
 _SPECIAL = [
-    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.original0$"), "{1}_g"),
-    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.original1$"), "{1}_v"),
-    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.original$"), "{1}_orig"),
-    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.0\._u$"), "{1}_u"),
-    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.0\._v$"), "{1}_vec"),
-    (re.compile(r"^(.*)\.((?:weight|bias)_(?:ih|hh)_l\d+(?:_reverse)?)$"), "{1}"),
-    (re.compile(r"^(.*)\.(weight_(?:g|v|u|orig|mask)|bias_(?:orig|mask))$"), "{1}"),
+    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.original0$", re.S), "{1}_g"),
+    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.original1$", re.S), "{1}_v"),
+    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.original$", re.S), "{1}_orig"),
+    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.0\._u$", re.S), "{1}_u"),
+    (re.compile(r"^(.*)\.parametrizations\.(\w+)\.0\._v$", re.S), "{1}_vec"),
+    (re.compile(r"^(.*)\.((?:weight|bias)_(?:ih|hh)_l\d+(?:_reverse)?)$", re.S), "{1}"),
+    (re.compile(r"^(.*)\.(weight_(?:g|v|u|orig|mask)|bias_(?:orig|mask))$", re.S), "{1}"),
 ]
-_SUFFIXED = re.compile(r"^(.*[^.])[_.](weight|bias)$")
+_SUFFIXED = re.compile(r"^(.*[^.])[_.](weight|bias)$", re.S)
 _KERNEL = re.compile(r"(^|[./])kernel(:0)?$")
 _PAIRED = {"gamma": ("beta", "weight"), "beta": ("gamma", "bias"), "scale": ("bias", "weight")}
 OPTIONAL_ROLES = frozenset({"num_batches_tracked"})

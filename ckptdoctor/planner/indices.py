@@ -127,7 +127,8 @@ def _splits(rows: Sequence[Row]) -> list[list[list[Row]]]:
         for new in range(width):
             ways.append(_parts((r[1][new] - r[0][old] for r in rows), rows))
         ways.append(_parts((r[0][old] for r in rows), rows))
-    return sorted((parts for parts in ways if len(parts) > 1), key=len)
+    found = sorted((parts for parts in ways if len(parts) > 1), key=len)
+    return found or [[[row] for row in rows]]  # one old name becomes several: a tensor tied in three places
 
 
 def _parts(labels: Iterable[int], rows: Sequence[Row]) -> list[list[Row]]:

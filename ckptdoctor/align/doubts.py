@@ -1,0 +1,352 @@
+"""Claims beside an open question: those that one more answer to it would move are taken back.
+
+A claim is safe only if every reading of the file that is as good agrees on it. Where nothing is open there
+is one reading; where a tensor of either side found no place, it may belong where another one was put. What
+has the model's own name, in lists that begin alike, cannot be moved by that. Anything else can: by an open
+tensor of its shape beside it, or, where a list was renumbered, by anything open in the list.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING
+
+from ckptdoctor.align.checks import take_back
+from ckptdoctor.align.chosen import is_declared
+from ckptdoctor.align.compose import PACKS
+from ckptdoctor.align.model import Choice, Match, Unused
+from ckptdoctor.align.names import is_derived, name_of, words
+from ckptdoctor.align.roles import kind_of, values_of
+from ckptdoctor.align.unexpected import TIED_COPY
+from ckptdoctor.align.units import Shape, Unit, canonical_shape
+from ckptdoctor.trees import ParamTree
+
+if TYPE_CHECKING:
+    from ckptdoctor.align.engine import State
+
+Path = tuple[str, ...]
+WHY = "another tensor of this shape found no place, and nothing shows that it does not belong here"
+NAMED = "another tensor has the very name, and found no place"
+LISTED = "these blocks are renumbered, and not all of them found their place"
+COUNTER = "num_batches_tracked"
+_LAYOUTS = ("packed", "rotary", "patch", "gateup", "fold")  # the pair is certain, its layout is asked
+LONE = "only the shape speaks for it: the checkpoint may have lost this tensor and hold a stranger"
+RENAMED = 0.25  # share of the model's tensors from which it is another naming, not single strangers
+STEM = 4  # letters
+SPOKEN = ("same name", "names agree", "both are", "same values", "tied to", "derived", "recipe")
+MOST = 50  # choices of one key
+_PACKED = (2, 3)  # how many parts a fused tensor may have
+
+
+@dataclass
+class Claim:
+    """A pair that names alone do not prove, with the point where the two names part."""
+
+    key: str
+    name: Path
+    other: Path
+    at: int
+    shape: Shape
+
+    @property
+    def listed(self) -> bool:
+        """Whether the names part at a number of a list."""
+        return self.name[self.at].isdecimal() and self.other[self.at].isdecimal()
+
+    @property
+    def places(self) -> tuple[Path, Path]:
+        """Up to where the names agree, on both sides."""
+        return self.name[: self.at], self.other[: self.at]
+
+
+class Part:
+    """One side: what is open of it, what its modules are, and how its lists are filled."""
+
+    def __init__(self, names: Mapping[str, str], tree: ParamTree, units: Iterable[Unit]) -> None:
+        self.shapes = {_path(n): tree[k].shape for n, k in names.items()}
+        self.units = {
+            _path(n): (u, role) for u in units for role, leaf in u.leaves.items() for n in leaf.keys
+        }
+        self.lists = _lists(self.shapes)
+        self.open: set[Path] = set()
+        self.hidden: set[Path] = set()  # names of tied tensors that the checkpoint does not have
+
+    def apart(self, mine: Path, other: Part, theirs: Path) -> bool:
+        """Whether two tensors cannot be one, by what their modules are."""
+        (u, role), (v, other_role) = self.units.get(mine, (None, "")), other.units.get(theirs, (None, ""))
+        if u is None or v is None:
+            return False
+        if u.bare != v.bare or (role != other_role and not u.bare):
+            return True
+        kinds = {kind_of(u), kind_of(v)} - {""}
+        values_u, values_v = values_of(u), values_of(v)
+        both = [(x, values_v[g]) for g, x in values_u.items() if g in values_v]
+        return len(kinds) > 1 or any(x != y and not {x, y} & PACKS.keys() for x, y in both)
+
+    def closed(self, place: Path) -> bool:
+        """Whether nothing below is open."""
+        return not any(p[: len(place)] == place for p in self.open)
+
+    def whole(self, place: Path) -> bool:
+        """Whether every name below has a tensor of its own that is not open."""
+        return self.closed(place) and not any(p[: len(place)] == place for p in self.hidden)
+
+    def scope(self, path: Path) -> Path:
+        """The smallest module around that holds another module too; () when that is the whole."""
+        module = path[:-1]
+        for depth in range(len(module) - 1, 0, -1):
+            if any(p[:depth] == module[:depth] and p[: len(module)] != module for p in self.shapes):
+                return module[:depth]
+        return ()
+
+
+def _lists(shapes: Mapping[Path, Shape]) -> dict[Path, dict[int, int]]:
+    """Each list's numbers with the count of values below."""
+    found: dict[Path, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for path, shape in shapes.items():
+        for i, segment in enumerate(path):
+            if segment.isdecimal():
+                found[path[:i]][int(segment)] += 0 if path[-1] == COUNTER else prod(shape)
+    return found
+
+
+def doubt(state: State) -> None:
+    """Take back what the open tensors could change; again until nothing more moves."""
+    target = Part(state.target_names, state.target, state.targets)
+    source = Part(state.source_names, state.source, state.sources)
+    _find_open(state, target, source)
+    if state.refusal:
+        return
+    claims = list(_inferred(state, target, source))
+    _lone(state, claims, target, source)
+    if not (target.open or target.hidden or source.open):
+        return
+    apart = _regrouped(claims, target, source)
+    while moved := [(c, why) for c in claims if (why := _movable(c, target, source, apart))]:
+        for claim, why in moved:
+            _withdraw(state, claim, claims, target, source, why)
+    beside = _outside(state, target, source)
+    _counters(state)
+    _followers(state)
+    state.unused = {
+        k: u for k, u in state.unused.items() if (u.decided and not _orphan(state, u.reason)) or k in beside
+    }
+
+
+def _orphan(state: State, reason: str) -> bool:
+    """Whether this was the copy of a tied tensor that has no sure source any more."""
+    leader = state.matches.get(reason.removeprefix(TIED_COPY).strip("`"))
+    return reason.startswith(TIED_COPY) and (leader is None or leader.status != "safe")
+
+
+def _find_open(state: State, target: Part, source: Part) -> None:
+    """Model keys without a sure source, and checkpoint keys without a sure place."""
+    settled = {k for q in state.questions if q.kind in _LAYOUTS for k in q.targets}
+    settled |= {k for keys in state.folds.values() for k in keys}
+    settled |= {state.target_names[n] for p in state.pairs if p.chosen is None for n in p.target.whole}
+    target.hidden = {_path(n) for n, k in state.target_names.items() if k in state.followers}
+    used: set[str] = set()
+    for name, key in state.target_names.items():
+        match = state.matches[key]
+        if match.status in ("safe", "unsafe", "kept") or key in settled:
+            used.update(match.sources)
+            used.update(s for c in match.choices for s in c.sources)
+        elif not is_derived(name):
+            target.open.add(_path(name))
+    for name, key in state.source_names.items():
+        unused = state.unused.get(key)
+        if key not in used and not is_derived(name) and (unused is None or not unused.decided):
+            source.open.add(_path(name))
+
+
+def _outside(state: State, target: Part, source: Part) -> set[str]:
+    """What was left out (beside the part that holds the model, a copy) is not while it could fill a gap."""
+    found = set()
+    for name, key in state.source_names.items():
+        unused, path = state.unused.get(key), _path(name)
+        if unused is None or not unused.reason.startswith(("outside ", TIED_COPY)):
+            continue
+        shape = source.shapes[path]
+        if any(_alike(target.shapes[x], shape) and not target.apart(x, source, path) for x in target.open):
+            state.unused[key] = Unused(key, "nothing in the model takes it", False)
+            found.add(key)
+    return found
+
+
+def _path(name: str) -> Path:
+    return tuple((name if "." in name else name.replace("/", ".")).split("."))
+
+
+def _inferred(state: State, target: Part, source: Part) -> Iterator[Claim]:
+    """Claims whose names do not say it by themselves."""
+    names = {key: name for name, key in state.source_names.items()}
+    for name, key in state.target_names.items():
+        match = state.matches[key]
+        if match.status != "safe" or is_declared(match) or not set(match.sources) <= names.keys():
+            continue
+        if match.evidence and match.evidence[0].startswith("tied to `"):
+            continue  # goes with its leader
+        path = _path(name)
+        for other in (_path(names[s]) for s in match.sources):
+            at = _parting(path, other, target, source)
+            if at is not None:
+                yield Claim(key, path, other, at, state.target[key].shape)
+                break
+
+
+def _withdraw(state: State, claim: Claim, claims: list[Claim], target: Part, source: Part, why: str) -> None:
+    """Put the claim as a question; what it was about is open from then on."""
+    if claim in claims:
+        claims.remove(claim)
+        target.open.add(claim.name)
+        source.open.add(claim.other)
+        take_back(state, [claim.key], why)
+
+
+def _lone(state: State, claims: list[Claim], target: Part, source: Part) -> None:
+    """A new name for a single tensor, which the name does not say: a lost one and a stranger look the same.
+
+    A rename of a module shows in all its tensors, one of a whole network in many modules; and what stands
+    among others of the model's tensors is no stranger.
+    """
+    if len(claims) > max(2, len(state.matches) * RENAMED):
+        return
+    used = [_path(n) for n, k in state.source_names.items() if k not in state.unused]
+    repeated = Counter((unnumbered(c.name), unnumbered(c.other)) for c in claims)
+    for claim in list(claims):
+        node = claim.other[: claim.at + 1]
+        said = any(e.startswith(SPOKEN) for e in state.matches[claim.key].evidence)
+        said |= repeated[unnumbered(claim.name), unnumbered(claim.other)] > 1
+        if said or _related(claim) or sum(p[: len(node)] == node for p in used) > 1:
+            continue
+        _withdraw(state, claim, claims, target, source, LONE)
+
+
+def unnumbered(path: Path) -> Path:
+    """The path without the numbers of its lists: the same in every block."""
+    return tuple("#" if segment.isdecimal() else segment for segment in path)
+
+
+def _related(claim: Claim) -> bool:
+    """Whether what differs of the two names has a word in common, or the beginning of one."""
+    mine, theirs = (
+        {t for segment in path[claim.at : -1] for t in words(segment) if isinstance(t, str)}
+        for path in (claim.other, claim.name)
+    )
+    return any(a[:STEM] == b[:STEM] for a in mine for b in theirs if min(len(a), len(b)) >= STEM or a == b)
+
+
+def _parting(name: Path, other: Path, target: Part, source: Part) -> int | None:
+    """Where two names part; None when they mean the same. The last segment is the tensor's own."""
+    for i in range(max(len(name), len(other)) - 1):
+        if i >= len(name) - 1 or i >= len(other) - 1:
+            return min(len(name), len(other)) - 1
+        a, b = name[i], other[i]
+        if a != b and name_of(a).concepts != name_of(b).concepts:
+            return i
+        if a.isdecimal() and min(target.lists[name[:i]]) != min(source.lists[other[:i]]):
+            return i
+    return None
+
+
+def _movable(claim: Claim, target: Part, source: Part, apart: Collection[tuple[Path, Path]]) -> str:
+    """Why the claim may be wrong, or ``""``. ``apart``: lists that count other things on the two sides."""
+    place, other_place = claim.places
+    counted = claim.listed and claim.places not in apart
+    if (
+        counted
+        and not (target.whole(place) and source.closed(other_place))
+        and not _in_step(claim, target, source)
+    ):
+        return LISTED
+    if claim.other in target.open or claim.name in source.open:
+        return NAMED
+    if _closed(claim, target, source):
+        return ""
+    if any(_fits(x, claim.name, place, target, claim, source, claim.other) for x in target.open):
+        return WHY
+    if any(_fits(x, claim.other, other_place, source, claim, target, claim.name) for x in source.open):
+        return WHY
+    return ""
+
+
+def _fits(x: Path, own: Path, place: Path, part: Part, claim: Claim, other: Part, partner: Path) -> bool:
+    """Whether an open tensor of ``part``, beside the claim's own, could be the partner's."""
+    beside = x[: claim.at] == place and x != own
+    return beside and _alike(part.shapes[x], claim.shape) and not part.apart(x, other, partner)
+
+
+def _regrouped(claims: Iterable[Claim], target: Part, source: Part) -> set[tuple[Path, Path]]:
+    """Lists of unlike lengths whose numbers do not map one to one: stages here, single blocks there."""
+    maps: dict[tuple[Path, Path], set[tuple[str, str]]] = defaultdict(set)
+    for c in claims:
+        if c.listed:
+            maps[c.places].add((c.name[c.at], c.other[c.at]))
+    return {
+        (place, other)
+        for (place, other), rows in maps.items()
+        if len(target.lists[place]) != len(source.lists[other])
+        and not len(rows) == len({a for a, _ in rows}) == len({b for _, b in rows})
+    }
+
+
+def _in_step(claim: Claim, target: Part, source: Part) -> bool:
+    """Whether the two lists hold as much, number by number, and the claim keeps their order."""
+    mine, theirs = source.lists[claim.other[: claim.at]], target.lists[claim.name[: claim.at]]
+    ranks = sorted(mine).index(int(claim.other[claim.at])), sorted(theirs).index(int(claim.name[claim.at]))
+    return ranks[0] == ranks[1] and [mine[n] for n in sorted(mine)] == [theirs[n] for n in sorted(theirs)]
+
+
+def _closed(claim: Claim, target: Part, source: Part) -> bool:
+    """Whether the module around is filled by one that is used up: no stranger belongs between."""
+    mine, theirs = source.scope(claim.other), target.scope(claim.name)
+    return bool(mine and theirs) and source.closed(mine) and target.closed(theirs)
+
+
+def _alike(a: Shape, b: Shape) -> bool:
+    """Whether one could stand for the other, turned or as a part of it."""
+    if canonical_shape(a) == canonical_shape(b):
+        return (len(a) < 2) == (len(b) < 2)
+    return len(a) == len(b) > 0 and any(
+        x[0] == n * y[0] and x[1:] == y[1:] for x, y in ((a, b), (b, a)) for n in _PACKED
+    )
+
+
+def _counters(state: State) -> None:
+    """A batch counter goes with the statistics of its module, and is as open as they are."""
+    rows = [
+        (k, m, state.matches[means])
+        for k, m in state.matches.items()
+        if k.endswith(f".{COUNTER}") and (means := f"{k.rpartition('.')[0]}.running_mean") in state.matches
+    ]
+    taken = {s.rpartition(".")[0] for _, _, mate in rows if mate.status == "safe" for s in mate.sources}
+    free = [k for k in state.source.specs if k.endswith(f".{COUNTER}") and k.rpartition(".")[0] not in taken]
+    for key, match, mate in rows:
+        if match.status == "kept" or is_declared(match):
+            continue
+        if mate.status == "safe":
+            own = f"{mate.sources[0].rpartition('.')[0]}.{COUNTER}"
+            if own in state.source.specs:
+                state.matches[key] = replace(match, status="safe", sources=(own,), ops=(), choices=())
+            else:
+                del state.matches[key]  # no file need have it
+        elif free:
+            why = ("its module is not settled",)
+            near = [f"{s.rpartition('.')[0]}.{COUNTER}" for c in mate.choices for s in c.sources]
+            some = list(dict.fromkeys([*(k for k in near if k in state.source.specs), *free]))[:MOST]
+            choices = tuple(Choice((k,), (), "a batch counter of a module that is open") for k in some)
+            state.matches[key] = Match(key, "undecided", (), (), why, choices)
+
+
+def _followers(state: State) -> None:
+    """Tied keys go with the one that they follow."""
+    leaders = {f"tied to `{k}`": m for k, m in state.matches.items() if m.status != "safe"}
+    for key, match in state.matches.items():
+        leader = leaders.get(match.evidence[0]) if match.evidence and match.status == "safe" else None
+        if leader is not None:
+            state.matches[key] = Match(
+                key, leader.status, leader.sources, leader.ops, match.evidence, leader.choices
+            )

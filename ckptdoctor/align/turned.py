@@ -1,0 +1,91 @@
+"""Layouts that the tree as a whole puts in doubt, though each tensor's shape fits as it is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from ckptdoctor.align.checks import take_back
+from ckptdoctor.align.doubts import SPOKEN
+from ckptdoctor.align.model import Choice, Match
+from ckptdoctor.align.names import leaf_role
+
+if TYPE_CHECKING:
+    from ckptdoctor.align.engine import State
+
+TURN = "transpose(0,1)"
+_PACKING = ("chunk(0,", "slice(0,", "concat(0)")
+
+
+def packs(state: State) -> None:
+    """Square matrices that were joined along their rows, beside matrices that are kept the other way round.
+
+    Whether they were turned before they were joined, no shape shows.
+    """
+    claims = [m for m in state.matches.values() if m.status == "safe"]
+    if not any(_module_turned(m) for m in claims):
+        return
+    for match in claims:
+        packed = [op for op in match.ops if op.startswith(_PACKING)]
+        if not packed or TURN in match.ops or not _square(state, match):
+            continue
+        turned = (*match.ops, TURN) if len(match.sources) == 1 else (f"each:{TURN}", *match.ops)
+        why = "other matrices are kept the other way round; these were joined, and may be as well"
+        take_back(
+            state, [match.target], why, {match.target: [Choice(match.sources, turned, "each one turned")]}
+        )
+
+
+def _module_turned(match: Match) -> bool:
+    """Whether a module's own matrix is turned; a bare parameter (`x @ text_projection`) is its own thing."""
+    leaves = {leaf_role(k.rpartition(".")[2]) for k in (match.target, *match.sources)}
+    return TURN in match.ops and leaves == {"weight"}
+
+
+def _square(state: State, match: Match) -> bool:
+    """Whether each part of what is packed is a square matrix."""
+    shapes = (
+        [state.source[s].shape for s in match.sources]
+        if len(match.sources) > 1
+        else [state.target[match.target].shape]
+    )
+    return all(len(s) == 2 and s[0] == s[1] > 1 for s in shapes)
+
+
+def exchanged(state: State) -> None:
+    """Two matrices of one module that fit as they are, or each in the other's place when both are turned."""
+    rows = [m for m in state.matches.values() if m.status == "safe" and not m.ops and _oblong(state, m)]
+    modules: dict[str, list[Match]] = defaultdict(list)
+    for match in rows:
+        modules[match.target.rpartition(".")[0].rpartition(".")[0]].append(match)
+    places = {k: i for i, k in enumerate(state.source.specs)}
+    for module, found in modules.items():
+        head = f"{module}." if module else ""
+        turning = any(m.target.startswith(head) and _module_turned(m) for m in state.matches.values())
+        for one, two in combinations(found, 2):
+            if state.target[one.target].shape != state.target[two.target].shape[::-1]:
+                continue
+            falls = state.source.ordered and places[one.sources[0]] > places[two.sources[0]]
+            if turning or (falls and not _spoken(one) and not _spoken(two)):
+                _ask_both(state, one, two)
+
+
+def _oblong(state: State, match: Match) -> bool:
+    """Whether the shape alone says which way the matrix is kept, and what it is."""
+    shape = state.target[match.target].shape
+    if len(shape) != 2 or shape[0] == shape[1] or 1 in shape or len(match.sources) != 1:
+        return False
+    return not any(e == "same name" or e.startswith("both are") for e in match.evidence)
+
+
+def _spoken(match: Match) -> bool:
+    return any(e.startswith(SPOKEN) for e in match.evidence)
+
+
+def _ask_both(state: State, one: Match, two: Match) -> None:
+    why = "it fits as it is, and the other way round in the other's place"
+    more = {
+        a.target: [Choice(b.sources, (TURN,), "both of them turned")] for a, b in ((one, two), (two, one))
+    }
+    take_back(state, list(more), why, more)
