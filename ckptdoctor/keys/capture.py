@@ -124,7 +124,7 @@ class Capture:
         try:
             return self._filled(binding)
         except (KeyError, StopIteration):
-            raise self.fail("what it was matched with does not have all of its indices and wildcards") from None
+            raise self.fail("what it was matched with has fewer indices or wildcards") from None
 
     def _filled(self, binding: Binding) -> str | None:
         text: list[str] = []
