@@ -57,7 +57,7 @@ SECONDS ?= 300
 fuzz: $(READY)  ## random networks and files for an hour, each time others
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints-dev.txt -e '.[fuzz]'
 	$(BIN)/python -m fuzz.readers --seconds $(SECONDS)
-	FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/trust/test_random.py tests/trust/test_hostile_names.py
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/trust/test_random.py tests/trust/test_mutated_plans.py tests/trust/test_hostile_names.py
 
 demo: $(REAL)/.ready  ## a real checkpoint, broken, diagnosed, repaired and loaded
 	$(BIN)/python demo/demo.py

@@ -52,7 +52,9 @@ def _members(source: FileSource) -> dict[str, tuple[int, int]]:
         if at + BLOCK + size > source.size or size < 0:
             raise corrupt(source.path, f"tar member {show(name)!r} ends outside the file (truncated)")
         if header[156:157] in (b"0", b"\0"):
-            members.setdefault(name, (at + BLOCK, at + BLOCK + size))
+            if name in members:
+                raise corrupt(source.path, f"tar member {show(name)!r} is there twice")
+            members[name] = at + BLOCK, at + BLOCK + size
         at += BLOCK + -(-size // BLOCK) * BLOCK
     return members
 

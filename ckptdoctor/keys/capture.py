@@ -116,7 +116,16 @@ class Capture:
         return Binding(indices, tuple([groups[place] for place in self._star_places]), deep)
 
     def fill(self, binding: Binding) -> str | None:
-        """The key with these open places, or None when a number would be negative or out of its range."""
+        """The key with these open places, or None when a number would be negative or out of its range.
+
+        Raises :class:`PatternError` for a binding of another pattern, that does not have them all.
+        """
+        try:
+            return self._filled(binding)
+        except (KeyError, StopIteration):
+            raise self.fail("what it was matched with has fewer indices or wildcards") from None
+
+    def _filled(self, binding: Binding) -> str | None:
         text: list[str] = []
         stars = iter(binding.stars)
         for piece in self._pieces:

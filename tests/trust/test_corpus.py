@@ -1,4 +1,4 @@
-"""More than 400 malformed, hostile and odd files: the right answer, in bounds, nothing executed.
+"""More than 500 malformed, hostile and odd files: the right answer, in bounds, nothing executed.
 
 The readers run in processes of their own, a dozen files each; a process that dies is one failure.
 """
@@ -36,6 +36,7 @@ STRICTER = {
     "zip with a flipped bit in data.pkl": "the same",
     "zip with overlapping members": "one tensor would be read from another's header",
     "zip with a comment longer than the file": "the file is cut",
+    "zip64 with an end record at the start": "the locator points to something else; the file was changed",
     "zip with another name in the local header": "the two directories contradict each other",
     "zip view with too few steps": "sizes and strides contradict each other",
     "legacy view with too few steps": "the same",
@@ -128,8 +129,8 @@ def wrong(made: dict[str, Made], check: Any) -> Iterator[str]:
             yield f"{name}: {problem}"
 
 
-def test_there_are_more_than_200(made: dict[str, Made]) -> None:
-    assert len(made) > 400
+def test_there_are_more_than_500(made: dict[str, Made]) -> None:
+    assert len(made) > 500
 
 
 def test_every_answer_is_the_expected_one(made: dict[str, Made]) -> None:

@@ -7,6 +7,7 @@ at a byte, patched functions of ``os`` at a call, the parent at a moment.
 from __future__ import annotations
 
 import errno
+import json
 import mmap
 import os
 import random
@@ -26,7 +27,7 @@ from ckptdoctor.errors import ApplyError, CkptDoctorError
 from ckptdoctor.testing.judging import _picture
 from tests.trust.crashing import finish, in_child, picture, reset, settled
 from tests.trust.faults import Failing, install, killing
-from tests.trust.operations import OPERATIONS, Net, Operation, holds, prepare, values
+from tests.trust.operations import OPERATIONS, Net, Operation, command, holds, prepare, values
 
 
 @pytest.fixture(params=OPERATIONS)
@@ -347,3 +348,37 @@ def test_auto_load_with_a_failure_at_every_tensor_leaves_the_model_bit_for_bit(
 
 def test_this_runs_where_processes_can_be_forked() -> None:
     assert sys.platform != "win32"
+
+
+def test_a_device_or_a_pipe_is_written_to_and_stays_what_it_is(tmp_path: Path) -> None:
+    """``-o /dev/null`` of an administrator must not put a file in its place."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    prepare(tmp_path)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        run = command("plan", "@reference.pth", "@in.pth", "-o", "@pipe")
+        assert in_child(lambda: run(tmp_path)) == 0
+        assert os.read(reader, 1 << 16).startswith(b"# ")
+        assert pipe.is_fifo()
+        assert {p.name for p in tmp_path.iterdir()} == {"pipe", "in.pth", "reference.pth", "plan.toml"}
+    finally:
+        os.close(reader)
+
+
+def test_the_files_of_a_process_that_ended_between_two_shards_are_withdrawn(tmp_path: Path) -> None:
+    """Those of it alone: not what was there before, and not what came later."""
+    from ckptdoctor.writers.leftovers import unfinished, withdraw_shards
+
+    out, index = tmp_path / "out.safetensors", tmp_path / "out.safetensors.index.json"
+    names = [f"out-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    (tmp_path / names[2]).write_bytes(b"put in place")
+    (tmp_path / "other.safetensors").write_bytes(b"x")
+    mine = unfinished(index)
+    journal = tmp_path / mine.name.replace(f"-{os.getpid()}.", f"-{_dead()}.")
+    journal.write_text(json.dumps({"weight_map": {"a": names[2], "b": names[0], "c": "other.safetensors"}}))
+    (tmp_path / names[0]).write_bytes(b"somebody's, later")
+    later = journal.stat().st_mtime_ns + 1_000_000_000
+    os.utime(tmp_path / names[0], ns=(later, later))
+    withdraw_shards(out, index)
+    assert {p.name for p in tmp_path.iterdir()} == {names[0], "other.safetensors", journal.name}

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import ckptdoctor
-from ckptdoctor.errors import CkptDoctorError, VerifyError
+from ckptdoctor.errors import CkptDoctorError, PlanError, VerifyError
 from ckptdoctor.formats.tensors import TensorReader
+from ckptdoctor.keys.capture import Binding, capture
 from ckptdoctor.plan import Plan, expand
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.testing import History, Network, Truth, pairs, write
@@ -152,3 +154,10 @@ def test_a_mutated_plan_is_refused_or_does_what_the_true_one_does(
             assert _picture(model) == before
         else:
             assert not list(_differences(model, truth))
+
+
+@pytest.mark.parametrize("to", ["**.k_proj.*", "2.{i}.weight", "{i}.*"])
+def test_a_pattern_that_needs_more_than_it_is_matched_with_is_an_error_with_words(to: str) -> None:
+    """A plan that was changed in memory was checked by nobody; a mutated one ended in a KeyError."""
+    with pytest.raises(PlanError, match="has fewer indices or wildcards"):
+        capture(to).fill(capture("**").match("a.b") or Binding({}, (), ""))
