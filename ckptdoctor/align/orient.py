@@ -46,7 +46,7 @@ def _options(shape: Shape, dst: Shape, stacked: bool) -> tuple[Chain, ...]:
     found: list[Chain] = []
     if shape == dst:
         found.append(())
-    if len(shape) == len(dst) == 2 and shape[::-1] == dst and min(shape) > 1:
+    if len(shape) == len(dst) == 2 and shape[::-1] == dst and (min(shape) > 1 or shape != dst):
         found.append(("transpose(0,1)",))
     if stacked and shape[0] == dst[0] and shape[:0:-1] == dst[1:] and min(shape[1:]) > 1:
         found.append(("transpose(1,2)",))
@@ -126,15 +126,21 @@ def _kind(chain: Chain | None) -> Chain:
     return ("turned",) if turned else ()
 
 
-def _votes(pair: Pair) -> bool:
+def _thin(pair: Pair) -> bool:
+    """Whether it is one vector: a parameter of one row is no matrix, but a layer with one output has one."""
     shape = pair.target.leaves[pair.role].shape
-    return sum(d != 1 for d in shape) > 1 and "embed" not in {t for s in pair.source.name.concepts for t in s}
+    matrix = len(shape) == 2 and not pair.source.bare and prod(shape) > 1
+    return not matrix and sum(d != 1 for d in shape) < 2
+
+
+def _votes(pair: Pair) -> bool:
+    return not _thin(pair) and "embed" not in {t for s in pair.source.name.concepts for t in s}
 
 
 def _families(pair: Pair) -> tuple[tuple[str, str], ...]:
     """From narrow to wide: same module words, same tensor word, same class and block."""
     shape = pair.target.leaves[pair.role].shape
-    if len(shape) < 2 or sum(d != 1 for d in shape) < 2:
+    if len(shape) < 2 or _thin(pair):
         return ()
     word = _leaf_word(pair.source.leaves[pair.role].keys[0])
     return _families_of(pair.source.name.skeleton, word, len(shape), pair.source.bare, pair.target.cls)

@@ -64,3 +64,11 @@ def test_two_lists_of_one_meaning_do_not_exchange_parts_of_their_blocks():
     source = tree(*(part(f"{name}.{i + by[name]}", lists[name]) for name in lists for i in range(4)))
     for key, filled in claims(align(source, target)).items():
         assert filled.split(".")[0] == key.split(".")[0]
+
+
+def test_a_layer_with_one_output_shows_that_matrices_are_turned():
+    target = tree(*(linear(f"layers.{i}.q", D, D) | linear(f"layers.{i}.score", 1, D) for i in range(2)))
+    source = tree({k: s.shape[::-1] if k.endswith("weight") else s.shape for k, s in target.specs.items()})
+    found = align(source, target)
+    for key in ("layers.0.q.weight", "layers.1.q.weight", "layers.1.score.weight"):
+        assert claims(found).get(key, f"{key} | transpose(0,1)") == f"{key} | transpose(0,1)"
