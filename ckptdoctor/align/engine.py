@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ckptdoctor.align import (
     checks,
     chosen,
+    companions,
     crossing,
     doubts,
     facts,
@@ -206,6 +207,7 @@ PASSES = (
     checks.scattered,
     checks.partly_used,
     checks.refused,
+    companions.derived,
     finish.fill_ties,
     finish.account,
     doubts.doubt,
