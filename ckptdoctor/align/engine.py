@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ckptdoctor.align import (
     checks,
     chosen,
+    companions,
     crossed,
     crossing,
     doubts,
@@ -211,6 +212,7 @@ PASSES = (
     checks.scattered,
     checks.partly_used,
     checks.refused,
+    companions.derived,
     finish.fill_ties,
     finish.account,
     doubts.doubt,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.cases import read_case
+from benchmarks.mutations import mutate
 from ckptdoctor.align import align
 from ckptdoctor.trees import ParamTree
 from tests.align.pairs import FIXTURES, Shapes, batchnorm, claimed, claims, conv, linear, norm, tree
@@ -441,3 +442,10 @@ def test_a_module_is_not_given_what_is_called_like_another_one_of_the_model():
     found = claimed(source, case.target)
     assert "embed_action_time.state_proj.weight" not in found
     assert len(found) > 60
+
+
+def test_a_derived_buffer_goes_with_the_blocks_that_were_renumbered():
+    case = read_case(FIXTURES / "cases_extra" / "T4_hf_v4_to_v5_maskformer.json.gz")
+    mutated = mutate(case, "renumber", 851541)
+    assert mutated is not None
+    assert claimed(mutated.source, mutated.target) == {t: f.sources[0] for t, f in mutated.truth.items()}
