@@ -64,6 +64,16 @@ WORKS = (
         "1.25; reference 0.25 s",
     ),
     Work("diagnose(tree, file) of many keys", [("diagnose()", "align_ours")], "1 s for 10,000"),
+    Work(
+        "diagnose, both sides trees",
+        [
+            ("10,000 keys under `module.`", "trees_10k_ours"),
+            ("10,000 keys, blocks renamed", "trees_10k_renamed_ours"),
+            ("1,000,000 (quick: 100,000) under `module.`", "trees_most_ours"),
+            ("the same, blocks renamed", "trees_most_renamed_ours"),
+        ],
+        "1 s for 10,000, linear",
+    ),
     Work("experts, renamed", [("diagnose()", "experts_ours")], "seconds"),
     Work(
         "auto_load, real model",

@@ -7,9 +7,17 @@ import sys
 from pathlib import Path
 
 SIZES = {
-    # gigabytes of the model, keys of the file of many keys, of tiny tensors, of the flat model, experts
-    "quick": {"gigabytes": 0.4, "keys": 10_000, "tiny": 10_000, "flat": 4_000, "blocks": 12},
-    "full": {"gigabytes": 2.5, "keys": 100_000, "tiny": 100_000, "flat": 20_000, "blocks": 120},
+    # gigabytes of the model, keys of the file of many keys, of the largest trees that are compared, of tiny
+    # tensors, of the flat model, experts
+    "quick": {"gigabytes": 0.4, "keys": 10_000, "most": 100_000, "tiny": 10_000, "flat": 4_000, "blocks": 12},
+    "full": {
+        "gigabytes": 2.5,
+        "keys": 100_000,
+        "most": 1_000_000,
+        "tiny": 100_000,
+        "flat": 20_000,
+        "blocks": 120,
+    },
 }
 WORDS = 8000
 
@@ -27,6 +35,11 @@ def shape(data: Path) -> dict[str, int]:
     return found
 
 
+def most_keys(data: Path) -> int:
+    """Keys of the largest trees."""
+    return int(json.loads((data / "shape.json").read_text())["most"])
+
+
 def flat_keys(data: Path) -> int:
     """Keys of the flat model."""
     return int(json.loads((data / "shape.json").read_text())["flat"])
@@ -38,7 +51,9 @@ def make(data: Path, size: str) -> None:
 
     asked = SIZES[size]
     model = {"dim": 2048, "depth": depth_for(float(asked["gigabytes"])), "words": WORDS}
-    (data / "shape.json").write_text(json.dumps({"model": model, "flat": asked["flat"]}))
+    (data / "shape.json").write_text(
+        json.dumps({"model": model, "flat": asked["flat"], "most": asked["most"]})
+    )
     (data / "model.py").write_text(MODEL)
     if not (data / "plain.pth").exists():
         state = state_of(built(Decoder, **model))

@@ -87,6 +87,61 @@ def align_ours(data: Path) -> float:
     return timed(lambda: ckptdoctor.diagnose(reference, data / "keys.pth"))
 
 
+PARTS = {
+    "attn.q": ("self_attn.q_proj", (64, 64)),
+    "attn.k": ("self_attn.k_proj", (64, 64)),
+    "attn.v": ("self_attn.v_proj", (64, 64)),
+    "attn.o": ("self_attn.o_proj", (64, 64)),
+    "mlp.up": ("mlp.fc1", (256, 64)),
+    "mlp.down": ("mlp.fc2", (64, 256)),
+    "norm1": ("input_norm", (64,)),
+    "norm2": ("post_norm", (64,)),
+}
+
+
+def _trees_ours(count: int, prefix: str = "", renamed: bool = False) -> float:
+    """``diagnose`` of that many keys in blocks of eight, once both sides are trees."""
+    from ckptdoctor.diagnosis import examine
+    from ckptdoctor.formats import quiet_gc
+    from ckptdoctor.formats.base import Archive, StateDict
+    from ckptdoctor.targets import Target
+    from ckptdoctor.trees import ParamTree, TensorSpec
+
+    def tree(head: str, new: bool, blocks: int) -> ParamTree:
+        rows = [(name if new else old, TensorSpec(shape)) for old, (name, shape) in PARTS.items()]
+        return ParamTree({f"{head}.{i}.{part}.weight": spec for i in range(blocks) for part, spec in rows})
+
+    def diagnosed(blocks: int) -> Any:
+        source = tree(f"{prefix}layers", False, blocks)
+        target = tree("model.blocks" if renamed else "layers", renamed, blocks)
+        archive = Archive("many.pth", "zip", "torch zip", 0, (StateDict("", source),), {})
+        with quiet_gc():
+            return timed(lambda: examine(archive, Target(target, "model")))
+
+    diagnosed(10)  # imports what a diagnosis imports
+    return float(diagnosed(count // len(PARTS)))
+
+
+def trees_10k_ours(data: Path) -> float:
+    return _trees_ours(10_000, "module.")
+
+
+def trees_10k_renamed_ours(data: Path) -> float:
+    return _trees_ours(10_000, renamed=True)
+
+
+def trees_most_ours(data: Path) -> float:
+    from benchmarks.speed_data import most_keys
+
+    return _trees_ours(most_keys(data), "module.")
+
+
+def trees_most_renamed_ours(data: Path) -> float:
+    from benchmarks.speed_data import most_keys
+
+    return _trees_ours(most_keys(data), renamed=True)
+
+
 def experts_ours(data: Path) -> float:
     import ckptdoctor
 

@@ -293,16 +293,14 @@ def partly_used(state: State) -> None:
     folded = {k for keys in state.folds.values() for k in keys}  # asked about once, elsewhere
     filled = {k for k, m in state.matches.items() if m.status == "safe" or k in folded}
     used = {s for k in filled for s in _all_sources(state.matches[k])}
-    fills: dict[str, list[str]] = defaultdict(list)
-    for k, m in state.matches.items():
-        for s in m.sources:
-            fills[s].append(k)
+    fills: dict[str, list[str]] = {}
     keys: set[str] = set()
     twins = {state.target[k].shape for k in state.followers}
     for unit in state.whole_sources:
         mine = [state.source_names[n] for leaf in unit for n in leaf]
         mine = [k for k in mine if k in used or state.source[k].shape not in twins]
         if any(k in used for k in mine) and not all(k in used for k in mine):
+            fills = fills or _fills(state)
             keys.update(k for s in mine for k in fills.get(s, ()))
     for unit in state.whole_targets:
         theirs = [state.target_names[n] for leaf in unit for n in leaf]
@@ -310,6 +308,15 @@ def partly_used(state: State) -> None:
             keys |= set(theirs) & filled
     if keys:
         take_back(state, sorted(keys), "only some of this module's tensors have a partner")
+
+
+def _fills(state: State) -> dict[str, list[str]]:
+    """Checkpoint key -> the model keys that it fills."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for key, match in state.matches.items():
+        for source in match.sources:
+            found[source].append(key)
+    return found
 
 
 def _all_sources(match: Match) -> tuple[str, ...]:

@@ -229,7 +229,7 @@ def _host(norm: Unit, siblings: Sequence[Unit]) -> Unit | None:
 
 def _zero_biases(state: State) -> None:
     """``q_bias`` and ``v_bias`` beside a fused weight (BEiT, EVA) become its bias, with zeros for k."""
-    if not any(values_of(u).get("part") == "qkv" and "bias" in u.leaves for u in state.targets):
+    if not any("bias" in u.leaves and values_of(u).get("part") == "qkv" for u in state.targets):
         return
     groups: dict[str, dict[str, Unit]] = defaultdict(dict)
     for unit in state.sources:
@@ -257,9 +257,9 @@ def _zero_biases(state: State) -> None:
 
 def _low_bit(state: State) -> None:
     """A weight in float8 with its scale beside becomes the plain weight where the model has that."""
-    if any(k.rpartition(".")[2] in SCALES for k in state.target.specs):
-        return
     names = state.source_names
+    if not any(map(_is_scale, names)) or any(map(_is_scale, state.target.specs)):
+        return
     for unit in state.sources:
         weight = unit.leaves.get("weight")
         if weight is None or len(weight.keys) != 1 or weight.ops:
@@ -271,6 +271,10 @@ def _low_bit(state: State) -> None:
         if block is not None:
             op = f"dequant({block})"
             unit.leaves["weight"] = Leaf((*weight.keys, scale), weight.shape, (op,), fold="low-bit")
+
+
+def _is_scale(key: str) -> bool:
+    return "scale" in key and key.rpartition(".")[2] in SCALES
 
 
 def _is_low(tree: ParamTree, key: str) -> bool:

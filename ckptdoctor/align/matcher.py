@@ -20,6 +20,8 @@ HALF = 0.5
 NEIGHBOUR = 1.0
 ONLY = "the only one of these shapes on either side"  # the reason of a forced pair
 _LARGE_CLASS = 120
+_HUGE_CLASS = 1000
+_MANY_KIN = 40  # siblings beyond which they say nothing of each other
 _SMALL = 1500  # units up to which everything can be matched one by one
 
 
@@ -206,25 +208,39 @@ def _counts(by_shape: dict[object, list[int]]) -> dict[object, int]:
     return {shape: len(found) for shape, found in by_shape.items()}
 
 
+@dataclass
+class _Class:
+    """Units of one key, and of a large class which have the same numbers or the same name."""
+
+    units: list[Unit] = field(default_factory=list)
+    by_numbers: dict[tuple[int, ...], list[Unit]] = field(default_factory=lambda: defaultdict(list))
+    by_path: dict[str, list[Unit]] = field(default_factory=lambda: defaultdict(list))
+
+    def candidates(self, v: Unit) -> list[Unit]:
+        """All of the class; in a very large one those with the same numbers, in a huge one the same name."""
+        if len(self.units) <= _LARGE_CLASS:
+            return self.units
+        if not self.by_path:
+            for unit in self.units:
+                self.by_numbers[unit.name.numbers].append(unit)
+                self.by_path[unit.path].append(unit)
+        near, named = self.by_numbers.get(v.name.numbers, []), self.by_path.get(v.path, [])
+        if len(near) > _HUGE_CLASS:  # to compare each with each takes hours, and a sample proves nothing
+            return named
+        return near + [u for u in named if u not in near] or self.units[:_LARGE_CLASS]
+
+
 def _edges(a: Side, b: Side) -> dict[tuple[int, int], Score]:
-    by_class: dict[object, list[Unit]] = defaultdict(list)
+    by_class: dict[object, _Class] = defaultdict(_Class)
     for unit in a.units:
-        by_class[unit.key].append(unit)
+        by_class[unit.key].units.append(unit)
     found: dict[tuple[int, int], Score] = {}
     for v in b.units:
-        for u in _candidates(by_class.get(v.key, []), v):
+        for u in by_class[v.key].candidates(v) if v.key in by_class else ():
             s = score(a, u, b, v)
             if s is not None:
                 found[u.index, v.index] = s
     return found
-
-
-def _candidates(units: list[Unit], v: Unit) -> list[Unit]:
-    """All of the class; in a very large class only those with the same numbers or name."""
-    if len(units) <= _LARGE_CLASS:
-        return units
-    near = [u for u in units if u.name.numbers == v.name.numbers or u.path == v.path]
-    return near or units[:_LARGE_CLASS]
 
 
 def _certain(solution: Solution) -> dict[int, int]:
@@ -241,7 +257,10 @@ def _with_neighbours(
         parents_b = {v.index: parent(v) for v in b.units}
         kin_a, kin_b = _kin(parents_a), _kin(parents_b)
         for (s, t), value in scores.items():
-            shared = _shared(kin_a[parents_a[s]] - {s}, kin_b[parents_b[t]] - {t}, anchors)
+            mine = kin_a[parents_a[s]]
+            # Copied only where it is asked: a flat list of thousands would be copied for each of its pairs.
+            small = len(mine) <= _MANY_KIN + 1
+            shared = _shared(mine - {s}, kin_b[parents_b[t]] - {t}, anchors) if small else 0.0
             boosted[s, t] = max(boosted[s, t], value + NEIGHBOUR * shared)
     hosts_t = followed(b)
     for s, t in scores:
@@ -269,8 +288,6 @@ def _kin(parents: dict[int, Hashable]) -> dict[Hashable, set[int]]:
 
 def _shared(mine: set[int], theirs: set[int], anchors: dict[int, int]) -> float:
     """Share of my decided siblings whose partners are siblings of the other unit."""
-    if len(mine) > 40:
-        return 0.0
     decided = [anchors[m] for m in mine if m in anchors]
     if not decided:
         return 0.0

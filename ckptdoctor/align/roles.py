@@ -53,17 +53,17 @@ def _values(unit: Unit) -> dict[str, Token]:
     found = exclusive_values(unit.name)
     if unit.role:
         found["leaf"] = unit.role
-    tokens = {t for seg in unit.name.concepts for t in seg}
-    last = set(last_words(unit))
+    tokens = unit.name.steps
     if kind_of(unit) == "norm":
-        norm_of = found.get("part") if found.get("part") in last else None
+        norm_of = found.get("part") if found.get("part") in last_words(unit) else None
         found.pop("part", None)
         found.pop("ffn", None)
         found.pop("reads", None)
         return found if norm_of is None else {**found, "part": norm_of}
-    if found.get("part") == "o" and not (tokens & _ATTENTION) and "mlp" in tokens:
-        del found["part"]
-    if "part" not in found and tokens & _ATTENTION and last & _OUT_WORDS:
+    if _ATTENTION.isdisjoint(tokens):
+        if found.get("part") == "o" and "mlp" in tokens:
+            del found["part"]
+    elif "part" not in found and not _OUT_WORDS.isdisjoint(last_words(unit)):
         found["part"] = "o"
     return found
 

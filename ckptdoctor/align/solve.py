@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 Edges = Mapping[tuple[int, int], float]
 _BIG = 1e9
 _EXACT_SIZE = 90  # cubic certificate up to here, strongly connected components beyond
+_LARGEST = 1000  # so many rivals of one another take a minute, and ten times as many a day: nothing is sure
 _SLACK = 1.0
 
 
@@ -74,6 +75,9 @@ def _solve_component(edges: Edges, null: float, out: Solution) -> None:
             out.pairs[s], out.loss[s] = t, edges[s, t] - null
         return
     n = len(sources) + len(targets)
+    if n > _LARGEST:
+        _leave_open(edges, null, out)
+        return
     cost = _padded(edges, sources, targets, null)
     column_of, slack = hungarian(cost)
     if n <= _EXACT_SIZE:
@@ -85,6 +89,15 @@ def _solve_component(edges: Edges, null: float, out: Solution) -> None:
         if j < len(targets) and (s, targets[j]) in edges:
             out.pairs[s], out.loss[s] = targets[j], losses[i]
     assert n == len(cost)
+
+
+def _leave_open(edges: Edges, null: float, out: Solution) -> None:
+    """Some pair for each, the best first; none of them is certain."""
+    taken: set[int] = set()
+    for (s, t), value in sorted(edges.items(), key=lambda row: (-row[1], row[0])):
+        if value > null and s not in out.pairs and t not in taken:
+            taken.add(t)
+            out.pairs[s], out.loss[s] = t, 0.0
 
 
 def _padded(edges: Edges, sources: list[int], targets: list[int], null: float) -> list[list[float]]:
@@ -115,25 +128,28 @@ def hungarian(cost: list[list[float]]) -> tuple[list[int], list[list[float]]]:
     match, way = [0] * (n + 1), [0] * (n + 1)
     for i in range(1, n + 1):
         match[0], j0 = i, 0
-        minv, used = [_BIG * 10] * (n + 1), [False] * (n + 1)
+        minv = [_BIG * 10] * (n + 1)
+        used, free = [0], list(range(1, n + 1))
         while True:
-            used[j0] = True
             i0, delta, j1 = match[j0], _BIG * 10, 0
             row, ui = cost[i0 - 1], u[i0]
-            for j in range(1, n + 1):
-                if not used[j]:
-                    cur = row[j - 1] - ui - v[j]
-                    if cur < minv[j]:
-                        minv[j], way[j] = cur, j0
-                    if minv[j] < delta:
-                        delta, j1 = minv[j], j
-            for j in range(n + 1):
-                if used[j]:
+            for j in free:
+                least = minv[j]
+                cur = row[j - 1] - ui - v[j]
+                if cur < least:
+                    minv[j], way[j] = cur, j0
+                    least = cur
+                if least < delta:
+                    delta, j1 = least, j
+            if delta:  # among equal scores most steps cost nothing
+                for j in used:
                     u[match[j]] += delta
                     v[j] -= delta
-                else:
+                for j in free:
                     minv[j] -= delta
             j0 = j1
+            free.remove(j0)
+            used.append(j0)
             if match[j0] == 0:
                 break
         while j0:
