@@ -16,6 +16,7 @@ from ckptdoctor.align.units import Leaf, Shape, Unit, is_stacked
 
 Chain = tuple[str, ...]
 
+_WIDE = ("block", "class")  # families of tensors that have other names
 TURNED_CLASSES = frozenset({"Conv1D"})  # transformers' linear layer of GPT-2: weights are [in, out]
 
 
@@ -87,11 +88,15 @@ def decide(pairs: Sequence[Pair]) -> None:
             pair.chosen = pair.options[0]
         return
     votes: dict[tuple[str, str], set[Chain]] = defaultdict(set)
+    voters: dict[tuple[str, str], set[str]] = defaultdict(set)
     for pair in pairs:
         if len(pair.options) == 1:
             pair.chosen = pair.options[0]
             for family in _families(pair):
                 votes[family].add(_kind(pair.chosen))
+                voters[family].add(pair.target.name.skeleton)
+    # That one layer is turned (a head, say) does not show that its neighbours are.
+    votes = {f: cast for f, cast in votes.items() if cast == {()} or len(voters[f]) > 1 or f[0] not in _WIDE}
     turned = any(p.chosen and _kind(p.chosen) and _votes(p) for p in pairs)
     for pair in pairs:
         if pair.chosen is None:

@@ -72,3 +72,14 @@ def test_a_layer_with_one_output_shows_that_matrices_are_turned():
     found = align(source, target)
     for key in ("layers.0.q.weight", "layers.1.q.weight", "layers.1.score.weight"):
         assert claims(found).get(key, f"{key} | transpose(0,1)") == f"{key} | transpose(0,1)"
+
+
+def test_one_turned_layer_does_not_show_that_its_square_neighbours_are():
+    def block(i: int, name: str, shape: tuple[int, int]) -> Shapes:
+        return {f"layers.{i}.{name}.weight": shape} | linear(f"layers.{i}.proj", D, D)
+
+    source = tree(block(0, "aux", (D, 2 * D)), block(1, "query", (D, 2 * D)))
+    target = tree(*(block(i, "query", (2 * D, D)) for i in range(2)))
+    found = align(source, target)
+    assert "layers.1.proj.weight" not in claims(found)
+    assert {c.ops for c in found.matches["layers.1.proj.weight"].choices} == {(), ("transpose(0,1)",)}
