@@ -85,7 +85,9 @@ def _module(state: Mapping[str, Any]) -> Any:
 
 
 def _averaged(value: Any) -> Any:
-    return value.detach() * 0 if hasattr(value, "detach") else value
+    import torch
+
+    return torch.zeros_like(value) if isinstance(value, torch.Tensor) else value
 
 
 @contextmanager
