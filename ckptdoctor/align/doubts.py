@@ -165,12 +165,14 @@ def _find_open(state: State, target: Part, source: Part) -> None:
 def _outside(state: State, target: Part, source: Part) -> set[str]:
     """What was left out (beside the part that holds the model, a copy) is not while it could fill a gap."""
     found = set()
+    asked = {s.rpartition(".")[0] for m in state.matches.values() for c in m.choices for s in c.sources}
     for name, key in state.source_names.items():
         unused, path = state.unused.get(key), _path(name)
         if unused is None or not unused.reason.startswith(("outside ", TIED_COPY)):
             continue
-        shape = source.shapes[path]
-        if any(_alike(target.shapes[x], shape) and not target.apart(x, source, path) for x in target.open):
+        shape, sibling = source.shapes[path], key.rpartition(".")[0] in asked
+        fits = (_alike(target.shapes[x], shape) and not target.apart(x, source, path) for x in target.open)
+        if sibling or any(fits):
             state.unused[key] = Unused(key, "nothing in the model takes it", False)
             found.add(key)
     return found
