@@ -136,6 +136,9 @@ class _Carrier:
                 f"plan step {number + 1} (transform): the checkpoint has no `{printable(missing[0])}`"
             )
         keys = tuple(self.names[n] for n in names)
+        if len(step.to) != len(step.apply):
+            lengths = f"`to` has {len(step.to)} entries and `apply` {len(step.apply)}"
+            raise PlanError(f"plan step {number + 1} (transform): {lengths}")
         for pattern, chain in zip(step.to, step.apply, strict=True):
             ops = tuple(chain.split("|")) if chain != "copy" else ()
             self.add(number, self.part(number, pattern, binding), keys, ops)

@@ -361,7 +361,13 @@ def test_a_device_or_a_pipe_is_written_to_and_stays_what_it_is(tmp_path: Path) -
         assert in_child(lambda: run(tmp_path)) == 0
         assert os.read(reader, 1 << 16).startswith(b"# ")
         assert pipe.is_fifo()
-        assert {p.name for p in tmp_path.iterdir()} == {"pipe", "in.pth", "reference.pth", "plan.toml"}
+        assert {p.name for p in tmp_path.iterdir()} == {
+            "pipe",
+            "in.pth",
+            "whole.pth",
+            "reference.pth",
+            "plan.toml",
+        }
     finally:
         os.close(reader)
 

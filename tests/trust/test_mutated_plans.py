@@ -80,17 +80,17 @@ def other_fills(fills: dict[str, Fill], source: Any, target: Any) -> list[dict[s
     loads = {k: f for k, f in fills.items() if f.kind == "load" and target[k].numel > 1}
     for key, fill in loads.items():
         if target[key].dtype != "bool":
-            found.append({key: replace(fill, kind="keep", sources=(), ops=())})
+            found.append({key: fill._replace(kind="keep", sources=(), ops=())})
         mine = fill.sources[0]
         for name, spec in source.specs.items() if len(fill.sources) == 1 else ():
             alike = spec.shape == source[mine].shape and spec.dtype == "float32"
             if alike and name != mine and not _same(source, name, mine):
-                found.append({key: replace(fill, sources=(name,))})
+                found.append({key: fill._replace(sources=(name,))})
         if len(fill.sources) > 1:
-            found.append({key: replace(fill, sources=fill.sources[::-1])})
+            found.append({key: fill._replace(sources=fill.sources[::-1])})
         if any(op.startswith(("transpose", "chunk", "slice")) for op in fill.ops):
-            found.append({key: replace(fill, ops=())})
-    gone = {f"{k}_gone": replace(f, target=f"{k}_gone") for k, f in list(loads.items())[:1]}
+            found.append({key: fill._replace(ops=())})
+    gone = {f"{k}_gone": f._replace(target=f"{k}_gone") for k, f in list(loads.items())[:1]}
     return [*found, gone] if gone else found
 
 
