@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ckptdoctor.formats.opcodes import get, put
+from ckptdoctor.formats.tensors import contiguous
 
 # What torch has a storage class for; all else is an UntypedStorage and a dtype (``_rebuild_tensor_v3``).
 STORAGES = {
@@ -71,7 +72,7 @@ class _Pickle:
         head = self.call("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
         head += b"((" + self.once(_text("storage")) + self.call(*lent.kind.split(" ")) + _text(storage)
         head += self.once(_text(lent.device)) + _int(lent.numel) + b"tQ" + _int(lent.offset)
-        head += _ints(shape) + _ints(_strides(shape)) + b"\x89" + self.ordered_dict()
+        head += _ints(shape) + _ints(contiguous(shape)) + b"\x89" + self.ordered_dict()
         self.out += head + (b"" if typed else self.call("torch", dtype)) + b"tR"
 
     def _around(self, dtype: str, shape: tuple[int, ...], nbytes: int, itemsize: int) -> tuple[bytes, bytes]:
@@ -81,7 +82,7 @@ class _Pickle:
         head += b"((" + self.once(_text("storage"))
         head += self.call("torch", typed) if typed else self.call("torch.storage", "UntypedStorage")
         tail = self.once(_text("cpu")) + _int(nbytes // itemsize if typed else nbytes) + b"tQK\x00"
-        tail += _ints(shape) + _ints(_strides(shape)) + b"\x89" + self.ordered_dict()
+        tail += _ints(shape) + _ints(contiguous(shape)) + b"\x89" + self.ordered_dict()
         return head, tail + (b"" if typed else self.call("torch", dtype)) + b"tR"
 
 
@@ -140,12 +141,3 @@ def _ints(values: tuple[int, ...]) -> bytes:
     if len(values) < 4:
         return b"".join(map(_int, values)) + (b")", b"\x85", b"\x86", b"\x87")[len(values)]
     return b"(" + b"".join(map(_int, values)) + b"t"
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides: list[int] = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))

@@ -25,35 +25,34 @@ Pairs = list[tuple[str, str]]
 def mmengine(plain: Mapping[str, str], state_dict: str) -> str:
     """``--format mmengine``: the argument ``revise_keys`` of ``load_checkpoint``."""
     if state_dict not in ("", "state_dict"):
-        raise PlanError(
-            f"mmengine reads the file itself or its `state_dict`, and the plan is for {state_dict!a}; "
-            "use python or hook"
-        )
-    pairs = _pairs(plain, "mmengine")
-    lines = [f"    ({p!a}, {r!a}),\n" for p, r in pairs]
-    body = "[\n" + "".join(lines) + "]" if lines else "[]"
+        raise _elsewhere("mmengine reads the file itself or its `state_dict`", f"for {state_dict!a}")
     return (
         "# For mmengine: load_checkpoint(model, file, strict=True, revise_keys=REVISE_KEYS).\n"
         "# Made by `ckptdoctor plan --format mmengine`; it replaces the default, which strips `module.`.\n"
-        f"REVISE_KEYS = {body}\n"
+        f"REVISE_KEYS = {_table(_pairs(plain, 'mmengine'), '[({!a}, {!a})]')}\n"
     )
 
 
 def transformers(plain: Mapping[str, str], state_dict: str) -> str:
     """``--format transformers``: the argument ``key_mapping`` of ``from_pretrained``, or renamings."""
     if state_dict:
-        raise PlanError(
-            f"transformers reads the file itself, and the plan is for {state_dict!a} in it; "
-            "use python or hook"
-        )
-    pairs = _pairs(plain, "transformers")
-    lines = [f"    {p!a}: {r!a},\n" for p, r in pairs]
-    body = "{\n" + "".join(lines) + "}" if lines else "{}"
+        raise _elsewhere("transformers reads the file itself", f"for {state_dict!a} in it")
     return (
         "# For transformers 5: from_pretrained(path, key_mapping=KEY_MAPPING), or in a conversion mapping\n"
         "# [WeightRenaming(source, target) for source, target in KEY_MAPPING.items()].\n"
-        f"# Made by `ckptdoctor plan --format transformers`.\nKEY_MAPPING = {body}\n"
+        "# Made by `ckptdoctor plan --format transformers`.\n"
+        f"KEY_MAPPING = {_table(_pairs(plain, 'transformers'), '{{!a}: {!a}}')}\n"
     )
+
+
+def _elsewhere(reads: str, place: str) -> PlanError:
+    return PlanError(f"{reads}, and the plan is {place}; use python or hook")
+
+
+def _table(pairs: Pairs, form: str) -> str:
+    """One pair a line; the first and last sign of ``form`` are the brackets around all."""
+    lines = [f"    {form[1:-1].format(old, new)},\n" for old, new in pairs]
+    return form[0] + ("\n" + "".join(lines) if lines else "") + form[-1]
 
 
 def _pairs(plain: Mapping[str, str], form: str) -> Pairs:
