@@ -194,7 +194,9 @@ def split(draw: st.DrawFn, draft: Draft) -> Step | Several | None:
 
 
 def transpose(draw: st.DrawFn, draft: Draft) -> Step | None:
-    """Linear layers stored the other way round, where a shape shows it."""
+    """All linear layers stored the other way round, where a shape shows it."""
+    if any(len(sources) > 1 for t, sources in draft.truth.items() if t in draft.linears):
+        return None  # one whose weight is in parts (a weight norm) would be left, and nothing shows that
     back = {ss[0]: t for t, ss in draft.truth.items() if len(ss) == 1}
     found = [k for k in draft.state if back.get(k) in draft.linears and draft.state[k].dim() == 2]
     if not any(draft.state[k].shape[0] != draft.state[k].shape[1] for k in found):
