@@ -249,6 +249,8 @@ def _parting(name: Path, other: Path, target: Part, source: Part) -> int | None:
         a, b = name[i], other[i]
         if a != b and name_of(a).concepts != name_of(b).concepts:
             return i
+        if a.isdecimal() != b.isdecimal():
+            return i  # `0` and `a` count alike, but may begin apart
         if a.isdecimal() and min(target.lists[name[:i]]) != min(source.lists[other[:i]]):
             return i
     return None

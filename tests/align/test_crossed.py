@@ -83,3 +83,16 @@ def test_one_turned_layer_does_not_show_that_its_square_neighbours_are():
     found = align(source, target)
     assert "layers.1.proj.weight" not in claims(found)
     assert {c.ops for c in found.matches["layers.1.proj.weight"].choices} == {(), ("transpose(0,1)",)}
+
+
+def test_a_list_by_letters_beside_a_lost_tensor_is_read():
+    target = tree(*(linear(f"body.{i}.fc", D, D) for i in range(3)), linear("head", 3, D))
+    source = {
+        f"body.{letter}.fc.{leaf}": s for letter in "abc" for leaf, s in (("weight", (D, D)), ("bias", (D,)))
+    }
+    source |= {"head.weight": (3, D)}
+    found = align(tree(source), target)
+    assert found.verdict == "undecided"
+    assert all(
+        s.split(".")[1] == "abc"[int(k.split(".")[1])] for k, s in claims(found).items() if "body" in k
+    )
