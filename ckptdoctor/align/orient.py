@@ -94,7 +94,7 @@ def decide(pairs: Sequence[Pair]) -> None:
             pair.chosen = pair.options[0]
             for family in _families(pair):
                 votes[family].add(_kind(pair.chosen))
-                voters[family].add(pair.target.name.skeleton)
+                voters[family].add(_unnumbered(pair.target.path))
     # That one layer is turned (a head, say) does not show that its neighbours are.
     votes = {f: cast for f, cast in votes.items() if cast == {()} or len(voters[f]) > 1 or f[0] not in _WIDE}
     turned = any(p.chosen and _kind(p.chosen) and _votes(p) for p in pairs)
@@ -131,6 +131,10 @@ def _kind(chain: Chain | None) -> Chain:
     return ("turned",) if turned else ()
 
 
+def _unnumbered(path: str) -> str:
+    return ".".join("#" if segment.isdecimal() else segment for segment in path.split("."))
+
+
 def _thin(pair: Pair) -> bool:
     """Whether it is one vector: a parameter of one row is no matrix, but a layer with one output has one."""
     shape = pair.target.leaves[pair.role].shape
@@ -139,7 +143,8 @@ def _thin(pair: Pair) -> bool:
 
 
 def _votes(pair: Pair) -> bool:
-    return not _thin(pair) and "embed" not in {t for s in pair.source.name.concepts for t in s}
+    own = pair.source.name.concepts[-1] if pair.source.name.concepts else ()
+    return not _thin(pair) and "embed" not in own  # a table of its own is no layer
 
 
 def _families(pair: Pair) -> tuple[tuple[str, str], ...]:

@@ -96,3 +96,16 @@ def test_a_list_by_letters_beside_a_lost_tensor_is_read():
     assert all(
         s.split(".")[1] == "abc"[int(k.split(".")[1])] for k, s in claims(found).items() if "body" in k
     )
+
+
+def test_turned_layers_below_a_module_called_embed_are_seen():
+    def block(path: str) -> Shapes:
+        return (
+            linear(f"{path}.q", D, D) | linear(f"{path}.lin1", 2 * D, D) | linear(f"{path}.dense2", D, 2 * D)
+        )
+
+    target = tree(block("embed.0"), block("embed.1"))
+    source = tree({k: s.shape[::-1] if k.endswith("weight") else s.shape for k, s in target.specs.items()})
+    found = claims(align(source, target))
+    assert found["embed.0.lin1.weight"] == "embed.0.lin1.weight | transpose(0,1)"
+    assert found.get("embed.0.q.weight", "embed.0.q.weight | transpose(0,1)").endswith("| transpose(0,1)")
