@@ -18,7 +18,7 @@ from ckptdoctor.align.checks import take_back
 from ckptdoctor.align.chosen import is_declared
 from ckptdoctor.align.compose import PACKS
 from ckptdoctor.align.model import Choice, Match, Unused
-from ckptdoctor.align.names import is_derived, name_of, words
+from ckptdoctor.align.names import is_derived, name_of, unnumbered, words
 from ckptdoctor.align.roles import kind_of, values_of
 from ckptdoctor.align.unexpected import TIED_COPY
 from ckptdoctor.align.units import Shape, Unit, canonical_shape
@@ -225,11 +225,6 @@ def _lone(state: State, claims: list[Claim], target: Part, source: Part) -> None
         if said or _related(claim) or sum(p[: len(node)] == node for p in used) > 1:
             continue
         _withdraw(state, claim, claims, target, source, LONE)
-
-
-def unnumbered(path: Path) -> Path:
-    """The path without the numbers of its lists: the same in every block."""
-    return tuple("#" if segment.isdecimal() else segment for segment in path)
 
 
 def _related(claim: Claim) -> bool:

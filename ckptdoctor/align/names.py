@@ -175,6 +175,11 @@ def name_of(path: str) -> Name:
     )
 
 
+def unnumbered(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The segments without the numbers of lists: the same in every block."""
+    return tuple("#" if segment.isdecimal() else segment for segment in path)
+
+
 def exclusive_values(name: Name) -> dict[str, Token]:
     """Group -> the value nearest to the leaf."""
     found: dict[str, Token] = {}

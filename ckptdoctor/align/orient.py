@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
+from ckptdoctor.align.names import unnumbered
 from ckptdoctor.align.units import Leaf, Shape, Unit, is_stacked
 
 Chain = tuple[str, ...]
@@ -88,13 +89,13 @@ def decide(pairs: Sequence[Pair]) -> None:
             pair.chosen = pair.options[0]
         return
     votes: dict[tuple[str, str], set[Chain]] = defaultdict(set)
-    voters: dict[tuple[str, str], set[str]] = defaultdict(set)
+    voters: dict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
     for pair in pairs:
         if len(pair.options) == 1:
             pair.chosen = pair.options[0]
             for family in _families(pair):
                 votes[family].add(_kind(pair.chosen))
-                voters[family].add(_unnumbered(pair.target.path))
+                voters[family].add(unnumbered(tuple(pair.target.path.split("."))))
     # That one layer is turned (a head, say) does not show that its neighbours are.
     votes = {f: cast for f, cast in votes.items() if cast == {()} or len(voters[f]) > 1 or f[0] not in _WIDE}
     turned = any(p.chosen and _kind(p.chosen) and _votes(p) for p in pairs)
@@ -129,10 +130,6 @@ def _kind(chain: Chain | None) -> Chain:
     """What a vote is about: whether axes are turned; a reshape keeps their order."""
     turned = any(c.startswith(("transpose", "permute")) for c in chain or ())
     return ("turned",) if turned else ()
-
-
-def _unnumbered(path: str) -> str:
-    return ".".join("#" if segment.isdecimal() else segment for segment in path.split("."))
 
 
 def _thin(pair: Pair) -> bool:
