@@ -65,6 +65,7 @@ def _loaded(key: str, fill: Fill, reader: Reader, spec: TensorSpec) -> Piece:
     copied = asked is not None and len(fill.sources) == 1 and not fill.cast
     span = asked(fill.sources[0], spec.dtype) if asked is not None and copied else None
     if span is not None and fill.ops:
+        # A reader with spans is a TensorReader, of whose attributes `Reader` says nothing.
         span = _part(fill, span, reader.state_dict.tree[fill.sources[0]], spec)  # type: ignore[attr-defined]
     return Piece(spec.shape, spec.dtype, span, make)
 

@@ -48,6 +48,7 @@ def verify_file(
     problems = [*_specs(tree, target)]
     pairs = copied(expansion.fills, reader, written, tree) if bits else {}
     casts: Casts = {key: (tree[key].dtype, "lossless") for key in pairs}
+    # Only a TensorReader has copied pairs, of whose attributes `Reader` says nothing.
     wrong = differing(pairs.values(), reader.files, written.files) if pairs else {}  # type: ignore[attr-defined]
     problems += [f"{quoted(key)} {what}" for key, what in wrong.items()]
     if bits:
