@@ -6,6 +6,7 @@ for a kind is kept once, and was checked once.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
@@ -25,8 +26,9 @@ class _Lazy(Mapping[str, T]):
         self._keys = keys
         self._made: dict[str, T] = {}
 
+    @abstractmethod
     def _make(self, i: int) -> T:
-        raise NotImplementedError
+        """The value of the key at this place."""
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -63,8 +65,6 @@ class _Lazy(Mapping[str, T]):
 
     def __eq__(self, other: object) -> bool:
         return self._all == (other._all if isinstance(other, _Lazy) else other)
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return repr(self._all)
