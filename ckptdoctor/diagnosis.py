@@ -80,7 +80,7 @@ class Diagnosis:
             },
             "coverage": self.coverage,
             "diagnostics": [d.to_dict() for d in self.diagnostics],
-            "plan": self.plan.model_dump(mode="json", by_alias=True) if self.plan is not None else None,
+            "plan": self.plan.to_dict() if self.plan is not None else None,
             "alignment": [m.to_dict() for m in matches],
             "unused": [{"source": u.source, "reason": u.reason, "decided": u.decided} for u in unused],
         }

@@ -76,6 +76,12 @@ def test_inspect_imports_nothing_heavy(checkpoint: str) -> None:
     assert not loaded & set(HEAVY)
 
 
+def test_a_diagnosis_against_a_reference_imports_nothing_heavy(checkpoint: str) -> None:
+    loaded = modules_after(RUN, "diagnose", checkpoint, checkpoint)
+    assert "ckptdoctor" in loaded
+    assert not loaded & set(HEAVY)
+
+
 @pytest.fixture
 def bare(tmp_path: Path) -> str:
     """A PYTHONPATH that hides torch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.casts import cast_class, worst
+from ckptdoctor.casts import CastClass, cast_class, worst
 from ckptdoctor.errors import PlanError, StalePlanError, UndecidedError
 from ckptdoctor.keys import printable, select_all
 from ckptdoctor.plan.fills import Fill
@@ -234,7 +234,7 @@ def out_shape(ops: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> tuple[in
     return tuple(parse_chain(ops).out_shape(shapes))
 
 
-def needed_cast(fill: Fill, source: ParamTree, target: ParamTree) -> tuple[str, str, str] | None:
+def needed_cast(fill: Fill, source: ParamTree, target: ParamTree) -> tuple[str, str, CastClass] | None:
     """``(from, to, class)`` when the dtype of a loaded key changes; several dtypes are joined by ``+``."""
     to = target.specs[fill.target].dtype
     if len(fill.sources) == 1 and source.specs[fill.sources[0]].dtype == to:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ckptdoctor.casts import CastClass
 from ckptdoctor.keys import Rule, expand_groups, has_wildcards, split, unfold
 from ckptdoctor.keys.capture import capture
 from ckptdoctor.keys.names import escape_char
+from ckptdoctor.plan.checked import Check, Checked, Tagged
 
 Safety = Literal["safe", "unsafe", "undecided"]
 
@@ -25,54 +27,83 @@ def _glob(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_readable)]
-Glob = Annotated[str, AfterValidator(_glob)]
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+def _least(least: int) -> Check:
+    def test(number: int) -> int:
+        if type(number) is not int or number < least:
+            raise ValueError(f"a whole number, {least} or more, is needed")
+        return number
+
+    return Check(test, {"minimum": least})
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, strict=False)
+def _like(pattern: str, words: str) -> Check:
+    def test(text: str) -> str:
+        if not re.search(pattern, text):
+            raise ValueError(words)
+        return text
+
+    return Check(test, {"pattern": pattern})
 
 
-class SourceRef(_Data):
+def _some(values: Sequence[object]) -> Sequence[object]:
+    if not values:
+        raise ValueError("at least one entry is needed")
+    return values
+
+
+Text = Annotated[str, Check(_readable)]
+Name = Annotated[Text, Check(_some, {"minLength": 1})]
+Prefix = Annotated[Text, _like(r"(?s)^.+\.$", "a prefix ends with a dot")]
+Glob = Annotated[str, Check(_glob)]
+Digest = Annotated[str, _like(r"^sha256:[0-9a-f]{64}$", "`sha256:` and 64 hexadecimal digits are needed")]
+Count = Annotated[int, _least(0)]
+AtLeastOne = Check(_some, {"minItems": 1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRef(Checked):
     """The checkpoint: file as the user named it, which state dict in it, the digest of its tree."""
 
     file: Text
     state_dict: Text = ""
     tree: Digest
-    keys: Annotated[int, Field(ge=0)]
+    keys: Count
 
 
-class TargetRef(_Data):
+@dataclass(frozen=True, kw_only=True)
+class TargetRef(Checked):
     """The model: its label and the digest of its tree."""
 
     model: Text
     tree: Digest
-    keys: Annotated[int, Field(ge=0)]
+    keys: Count
 
 
-class _Step(_Data):
-    keys: Annotated[int, Field(gt=0, strict=True)]
+@dataclass(frozen=True, kw_only=True)
+class _Step(Checked):
+    keys: Annotated[int, _least(1)]
     why: Text = ""
     safety: Safety = "safe"
 
 
+@dataclass(frozen=True, kw_only=True)
 class StripPrefix(_Step):
     """Remove ``prefix`` (whole segments, with its last dot) from the names that begin with it."""
 
     op: Literal["strip_prefix"] = "strip_prefix"
-    prefix: Annotated[Text, Field(pattern=r"(?s)^.+\.$")]
+    prefix: Prefix
 
     def rewrite(self, name: str) -> str:
         """The name without the prefix."""
         return name.removeprefix(self.prefix)
 
 
+@dataclass(frozen=True, kw_only=True)
 class StripSegment(_Step):
     """Remove ``segment`` (one or more whole segments) wherever it stands in a name."""
 
     op: Literal["strip_segment"] = "strip_segment"
-    segment: Annotated[Text, Field(min_length=1)]
+    segment: Name
 
     def rewrite(self, name: str) -> str:
         """The name without the segment; a name that would be empty stays."""
@@ -89,19 +120,20 @@ class StripSegment(_Step):
         return ".".join(kept) if kept else name
 
 
+@dataclass(frozen=True, kw_only=True)
 class Rename(_Step):
     """Names that fit ``from`` become ``to``; see :class:`ckptdoctor.keys.Rule`. ``keys`` counts names."""
 
     op: Literal["rename"] = "rename"
-    from_: Annotated[str, Field(alias="from")]
+    from_: str
     to: str
 
-    @model_validator(mode="after")
-    def _invertible(self) -> Rename:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         Rule(self.from_, self.to)
-        return self
 
 
+@dataclass(frozen=True, kw_only=True)
 class Transform(_Step):
     """Several tensors in, several out: each ``to`` is filled by its own chain in ``apply``.
 
@@ -110,9 +142,9 @@ class Transform(_Step):
     """
 
     op: Literal["transform"] = "transform"
-    from_: Annotated[tuple[str, ...], Field(alias="from", min_length=1)]
-    to: Annotated[tuple[str, ...], Field(min_length=1)]
-    apply: Annotated[tuple[str, ...], Field(min_length=1)]
+    from_: Annotated[tuple[str, ...], AtLeastOne]
+    to: Annotated[tuple[str, ...], AtLeastOne]
+    apply: Annotated[tuple[str, ...], AtLeastOne]
     shared: bool = False
 
     @property
@@ -120,8 +152,8 @@ class Transform(_Step):
         """The ``from`` patterns with their braces expanded, in the order that the ops see."""
         return [p for text in self.from_ for p in expand_groups(text)]
 
-    @model_validator(mode="after")
-    def _fits(self) -> Transform:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.to) != len(self.apply):
             raise ValueError(
                 f"`to` has {len(self.to)} entries and `apply` {len(self.apply)}; each `to` has its own chain"
@@ -130,36 +162,38 @@ class Transform(_Step):
         for other in others:
             if not other.names <= first.names or (other.stars, other.deep) != (first.stars, first.deep):
                 raise other.fail(f"its indices and wildcards are not those of `{first.text}`")
-        return self
 
 
+@dataclass(frozen=True, kw_only=True)
 class Tie(_Step):
     """The model's keys ``to`` are the same tensors as its keys ``from`` (tied weights)."""
 
     op: Literal["tie"] = "tie"
-    from_: Annotated[str, Field(alias="from")]
+    from_: str
     to: str
 
-    @model_validator(mode="after")
-    def _invertible(self) -> Tie:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         Rule(self.from_, self.to)
-        return self
 
 
+@dataclass(frozen=True, kw_only=True)
 class Keep(_Step):
     """The model's keys ``to`` stay as they are: derived buffers that no checkpoint needs to hold."""
 
     op: Literal["keep"] = "keep"
-    to: Annotated[tuple[Glob, ...], Field(min_length=1)]
+    to: Annotated[tuple[Glob, ...], AtLeastOne]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Reinit(_Step):
     """The model's keys ``to`` stay at their initial values because a person decided so."""
 
     op: Literal["reinit"] = "reinit"
-    to: Annotated[tuple[Glob, ...], Field(min_length=1)]
+    to: Annotated[tuple[Glob, ...], AtLeastOne]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Drop(_Step):
     """The checkpoint's names ``from`` (after the strips) are left unused.
 
@@ -167,20 +201,22 @@ class Drop(_Step):
     """
 
     op: Literal["drop"] = "drop"
-    from_: Annotated[tuple[Glob, ...], Field(alias="from", min_length=1)]
+    from_: Annotated[tuple[Glob, ...], AtLeastOne]
     equals: Text | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
 class Cast(_Step):
     """Tensors of the model's keys ``to`` change dtype; ``class`` says what that does to values."""
 
     op: Literal["cast"] = "cast"
-    to: Annotated[tuple[Glob, ...], Field(min_length=1)]
+    to: Annotated[tuple[Glob, ...], AtLeastOne]
     dtype_from: Text
     dtype_to: Text
-    class_: Annotated[CastClass, Field(alias="class")]
+    class_: CastClass
 
 
+@dataclass(frozen=True, kw_only=True)
 class Place(_Step):
     """Tensors were saved on these devices; they end where the model is. ``keys`` counts checkpoint keys.
 
@@ -188,16 +224,17 @@ class Place(_Step):
     """
 
     op: Literal["place"] = "place"
-    devices: Annotated[tuple[Text, ...], Field(min_length=1)]
+    devices: Annotated[tuple[Text, ...], AtLeastOne]
 
 
 Step = Annotated[
     StripPrefix | StripSegment | Rename | Transform | Tie | Keep | Reinit | Drop | Cast | Place,
-    Field(discriminator="op"),
+    Tagged("op"),
 ]
 
 
-class OpenQuestion(_Data):
+@dataclass(frozen=True, kw_only=True)
+class OpenQuestion(Checked):
     """Something a person has to decide before the plan can run; ``flags`` answer it."""
 
     kind: Text
@@ -205,24 +242,26 @@ class OpenQuestion(_Data):
     flags: tuple[Text, ...] = ()
 
 
-class Result(_Data):
+@dataclass(frozen=True, kw_only=True)
+class Result(Checked):
     """How many keys end how. The model's: loaded (unchanged among them), kept, reinitialised, tied, open.
 
     The checkpoint's: unused (dropped by a step) and unexplained. ``open`` and ``unexplained`` are 0 in a
     plan that can run.
     """
 
-    loaded: Annotated[int, Field(ge=0)] = 0
-    unchanged: Annotated[int, Field(ge=0)] = 0
-    kept: Annotated[int, Field(ge=0)] = 0
-    reinitialised: Annotated[int, Field(ge=0)] = 0
-    tied: Annotated[int, Field(ge=0)] = 0
-    unused: Annotated[int, Field(ge=0)] = 0
-    open: Annotated[int, Field(ge=0)] = 0
-    unexplained: Annotated[int, Field(ge=0)] = 0
+    loaded: Count = 0
+    unchanged: Count = 0
+    kept: Count = 0
+    reinitialised: Count = 0
+    tied: Count = 0
+    unused: Count = 0
+    open: Count = 0
+    unexplained: Count = 0
 
 
-class Plan(_Data):
+@dataclass(frozen=True, kw_only=True)
+class Plan(Checked):
     """Ordered steps from one checkpoint's tree to one model's, bound to both by digest.
 
     Strip steps come first and rewrite the checkpoint's names one after the other. The others act at the
@@ -237,7 +276,7 @@ class Plan(_Data):
     decision: tuple[Text, ...] = ()
     warning: tuple[Text, ...] = ()
     question: tuple[OpenQuestion, ...] = ()
-    result: Result = Result()
+    result: Result = field(default_factory=Result)
 
     @property
     def complete(self) -> bool:
@@ -249,12 +288,11 @@ class Plan(_Data):
         """Whether the plan is complete and every step is safe."""
         return self.complete and all(s.safety == "safe" for s in self.step)
 
-    @model_validator(mode="after")
-    def _strips_first(self) -> Plan:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         seen_other = False
         for number, step in enumerate(self.step, 1):
             strip = isinstance(step, StripPrefix | StripSegment)
             if strip and seen_other:
                 raise ValueError(f"step {number}: strip steps come before all others")
             seen_other = seen_other or not strip
-        return self

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
-
-from pydantic import BaseModel, ValidationError
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.errors import PlanError
 from ckptdoctor.keys import printable
+from ckptdoctor.plan.checked import Checked
 from ckptdoctor.plan.model import Plan
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 HEADER = """\
 # Review this like a database migration: `ckptdoctor apply` does exactly this, to these two trees only.
 """
 MIGRATION_TABLES = ("migration", "trees")
 WIDTH = 100  # longer lists get one line per entry
-_DEFAULTS = {"why": "", "shared": False, "state_dict": "", "flags": ()}
+_DEFAULTS = {"why": "", "shared": False, "state_dict": "", "flags": []}
 _SHORT = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 
 
@@ -37,13 +40,13 @@ def to_toml(plan: Plan) -> str:
 
 
 def _result(plan: Plan) -> str:
-    counts = plan.result.model_dump()
+    counts = plan.result.to_dict()
     return "[result]\n" + "".join(toml_line(k, v) for k, v in counts.items() if v or k == "loaded")
 
 
-def _table(head: str, data: BaseModel, comments: Mapping[str, str]) -> str:
+def _table(head: str, data: Checked, comments: Mapping[str, str]) -> str:
     lines = [head + "\n"]
-    fields = data.model_dump(by_alias=True)
+    fields = data.to_dict()
     # `op` first, what every step has last.
     order = sorted(fields, key=lambda k: (k != "op", k in ("keys", "why", "safety")))
     for name in order:
@@ -92,14 +95,30 @@ def from_toml(text: str) -> Plan:
 
     A migration is a plan with two more tables (see `ckptdoctor.contract.migration`), so it is read as well.
     """
+    import tomllib
+
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"the plan is no TOML: {printable(str(error))}") from None
+    from pydantic import ValidationError
+
     try:
-        return Plan.model_validate({k: v for k, v in data.items() if k not in MIGRATION_TABLES})
+        return from_dict({k: v for k, v in data.items() if k not in MIGRATION_TABLES})
     except ValidationError as error:
         raise PlanError(_words(error, data, text)) from None
+
+
+def from_dict(data: Mapping[str, Any]) -> Plan:
+    """The plan of plain data, the inverse of ``plan.to_dict()``. Raises pydantic's ``ValidationError``."""
+    return _reader().validate_python(data)
+
+
+@lru_cache(maxsize=1)
+def _reader() -> TypeAdapter[Plan]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Plan)
 
 
 def _words(error: ValidationError, data: Mapping[str, object], text: str) -> str:
@@ -138,4 +157,4 @@ def _field(rest: Sequence[int | str]) -> str:
 
 def json_schema() -> dict[str, object]:
     """JSON Schema of plan files."""
-    return Plan.model_json_schema(by_alias=True)
+    return _reader().json_schema(by_alias=True)

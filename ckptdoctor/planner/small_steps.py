@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ckptdoctor.align.model import Strip
+from ckptdoctor.casts import CastClass
 from ckptdoctor.keys import Rule, cover, natural_key
 from ckptdoctor.keys.grammar import escape
 from ckptdoctor.plan.expand import needed_cast
@@ -48,7 +49,7 @@ def tie_steps(fills: Mapping[str, Fill], *, literal: bool) -> list[Tie]:
 
 def cast_steps(fills: Mapping[str, Fill], source: ParamTree, target: ParamTree) -> list[Cast]:
     """One cast step for each pair of dtypes."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
+    groups: dict[tuple[str, str, CastClass], list[str]] = {}
     loaded = [k for k, f in fills.items() if f.kind == "load"]
     for key in loaded:
         needed = needed_cast(fills[key], source, target)
@@ -57,9 +58,17 @@ def cast_steps(fills: Mapping[str, Fill], source: ParamTree, target: ParamTree) 
     steps: list[Cast] = []
     for (dtype_from, dtype_to, class_), keys in groups.items():
         safety: Safety = "unsafe" if class_ in _HARMFUL else "safe"
-        data = {"dtype_from": dtype_from, "dtype_to": dtype_to, "class": class_, "safety": safety}
-        why = "the model's dtype"
-        steps.append(Cast.model_validate({**data, "to": cover(keys, loaded), "keys": len(keys), "why": why}))
+        steps.append(
+            Cast(
+                to=tuple(cover(keys, loaded)),
+                dtype_from=dtype_from,
+                dtype_to=dtype_to,
+                class_=class_,
+                keys=len(keys),
+                why="the model's dtype",
+                safety=safety,
+            )
+        )
     return steps
 
 

@@ -13,7 +13,7 @@ from ckptdoctor.contract.history import History, read_history
 from ckptdoctor.contract.propose import propose, write_proposals
 from ckptdoctor.contract.runtime import register_migrations
 from ckptdoctor.contract.units import open_project
-from ckptdoctor.plan import Plan
+from ckptdoctor.plan.toml import from_dict
 from ckptdoctor.targets.treefile import read_tree, write_tree
 from tests.contract.repo import Repo, codes
 from tests.contract.scene import load_class
@@ -141,7 +141,7 @@ def test_a_change_that_no_name_shows_counts_once_it_is_a_migration(repo: Repo) -
     project = open_project(repo.root)
     unit = project.units[0]
     tree = read_tree(repo.read("ckpt/net.tree"), "net.tree")
-    swap = Plan.model_validate(
+    swap = from_dict(
         {
             "source": {"file": "1.0", "tree": tree.digest, "keys": len(tree)},
             "target": {"model": "net", "tree": tree.digest, "keys": len(tree)},

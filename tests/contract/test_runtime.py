@@ -20,6 +20,7 @@ from ckptdoctor.decisions import parse_decisions
 from ckptdoctor.diagnosis import examine
 from ckptdoctor.errors import ApplyError, ContractError
 from ckptdoctor.plan import Plan
+from ckptdoctor.plan.toml import from_dict
 from ckptdoctor.settings.model import Model
 from ckptdoctor.targets import Target, snapshot
 from ckptdoctor.trees import ParamTree
@@ -196,7 +197,7 @@ class Swapped(nn.Module):
 
 def test_a_change_that_no_name_shows_is_told_by_its_version_or_refused(tmp_path: Path) -> None:
     tree = snapshot(Swapped())
-    swap = Plan.model_validate(
+    swap = from_dict(
         {
             "source": {"file": "a", "tree": tree.digest, "keys": 4},
             "target": {"model": "m", "tree": tree.digest, "keys": 4},

@@ -194,9 +194,7 @@ def renaming(moves: dict[str, str], shape: tuple[int, ...] = (2,)) -> tuple[Plan
     plan = Plan(
         source=SourceRef(file="a'''\"\"\".pth", tree=source.digest, keys=len(source)),
         target=TargetRef(model="m\n)", tree=target.digest, keys=len(target)),
-        step=tuple(
-            Rename(**{"from": escape(a), "to": escape(b), "keys": 1}) for a, b in moves.items() if a != b
-        ),
+        step=tuple(Rename(from_=escape(a), to=escape(b), keys=1) for a, b in moves.items() if a != b),
         result=Result(loaded=len(moves), unchanged=sum(a == b for a, b in moves.items())),
     )
     return plan, source, target

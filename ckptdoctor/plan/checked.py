@@ -1,0 +1,102 @@
+"""Dataclasses whose fields say what they may hold.
+
+The conditions hold however an object is made. Pydantic reads the same annotations where a plan comes from a
+file; it is imported there only, since a diagnosis makes plans and reads none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+
+Test = Callable[[Any], Any]  # the value as it is kept; raises ValueError
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """In ``Annotated``: what a value must pass, and how JSON Schema says it."""
+
+    test: Test
+    schema: Mapping[str, Any] = field(default_factory=dict)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        inner = handler(source)
+        if inner["type"] == "int":
+            inner = {**inner, "strict": True}  # `true` and "3" are no counts
+        return core_schema.no_info_after_validator_function(self.test, inner)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        return {**handler(schema), **self.schema}
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """In ``Annotated``: the field ``tag`` tells the members of a union apart."""
+
+    tag: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic import Field
+
+        return handler.generate_schema(Annotated[source, Field(discriminator=self.tag)])
+
+
+def outer_name(name: str) -> str:
+    """The name of a field in files: ``from`` and ``class`` are no names in Python."""
+    return name.rstrip("_")
+
+
+class Checked:
+    """Base of frozen dataclasses: fields pass the checks of their annotations, or ValueError is raised."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid",
+        "alias_generator": outer_name,
+        "populate_by_name": True,
+    }
+
+    def __post_init__(self) -> None:
+        for name, test in _tests(type(self)):
+            try:
+                value = test(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"`{outer_name(name)}`: {error}") from None
+            object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with the names that files have."""
+        return {outer_name(f.name): _plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Checked):
+        return value.to_dict()
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+@cache
+def _tests(cls: type) -> tuple[tuple[str, Test], ...]:
+    hints = get_type_hints(cls, include_extras=True)
+    found = ((f.name, _test(hints[f.name])) for f in fields(cls))
+    return tuple((name, test) for name, test in found if test is not None)
+
+
+def _test(hint: Any) -> Test | None:
+    """The checks of an annotation: those of a tuple's entries, then its own."""
+    if get_origin(hint) is tuple and (each := _test(get_args(hint)[0])) is not None:
+        return lambda values: tuple(map(each, values))
+    if not hasattr(hint, "__metadata__"):
+        return None
+    inner = _test(get_args(hint)[0])
+    tests = [*([inner] if inner else []), *(m.test for m in hint.__metadata__ if isinstance(m, Check))]
+
+    def every(value: Any) -> Any:
+        for test in tests:
+            value = test(value)
+        return value
+
+    return every if tests else None
