@@ -60,7 +60,7 @@ class Checked:
     }
 
     def __post_init__(self) -> None:
-        for name, test in _tests(type(self)):
+        for name, test in _tests(type(self)):  # type: ignore[arg-type]  # mypy takes its hash for an instance's
             try:
                 value = test(getattr(self, name))
             except ValueError as error:
