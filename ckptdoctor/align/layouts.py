@@ -111,20 +111,23 @@ def _question(state: State, pairs: list[tuple[Unit, Unit]], kind: str, title: st
 
 def _raw(unit: Unit) -> tuple[Token, ...]:
     """Words of the last segment that says something."""
-    for segment in reversed(unit.path.split(".")):
+    rest = unit.path
+    while True:
+        rest, dot, segment = rest.rpartition(".")
         found = words(segment)
         if any(isinstance(t, str) for t in found):
             return found
-    return ()
+        if not dot:
+            return ()
 
 
 def _listed(unit: Unit, kind: str) -> bool:
-    return _phrase(_raw(unit)) in table()["layouts"][kind]
+    return _in_list(_raw(unit), kind)
 
 
 @lru_cache(maxsize=65536)
-def _phrase(raw: tuple[Token, ...]) -> str:
-    return " ".join(map(str, raw))
+def _in_list(raw: tuple[Token, ...], kind: str) -> bool:
+    return " ".join(map(str, raw)) in table()["layouts"][kind]
 
 
 def _packing_crossed(u: Unit, v: Unit) -> bool:

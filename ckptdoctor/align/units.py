@@ -10,7 +10,7 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
-from ckptdoctor.align.names import Name, Token, exclusive_values, leaf_role, name_of
+from ckptdoctor.align.names import Name, Token, leaf_role, name_of
 from ckptdoctor.trees import TensorSpec
 
 Shape = tuple[int, ...]
@@ -59,7 +59,7 @@ class Unit:
     key: frozenset[tuple[str, Shape]] = frozenset()
     exact: frozenset[tuple[str, Shape]] = frozenset()
     kind: str | None = None  # what roles.kind_of and roles.values_of found, kept
-    values: dict[str, Token] | None = None
+    values: Mapping[str, Token] | None = None
 
     @property
     def whole(self) -> list[str]:
@@ -104,7 +104,7 @@ def is_stacked(unit: Unit) -> bool:
     """Whether this is one tensor for all experts of a layer."""
     if not unit.bare or len(unit.leaves["weight"].shape) != 3:
         return False
-    return any("experts" in segment for segment in unit.name.concepts)
+    return "experts" in unit.name.form.words
 
 
 def split_key(key: str, siblings: Iterable[str]) -> tuple[str, str, bool]:
@@ -185,7 +185,7 @@ def _attention_part(name: Name) -> Token | None:
     last = name.concepts[-1] if name.concepts else ()
     if last == ("out",) and len(name.concepts) > 1 and "attn" in name.concepts[-2]:
         return "o"
-    part = exclusive_values(name).get("part")
+    part = name.form.values.get("part")
     return part if part in last else None
 
 
