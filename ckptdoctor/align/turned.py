@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
-from itertools import combinations
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align.checks import take_back
 from ckptdoctor.align.doubts import SPOKEN
 from ckptdoctor.align.model import Choice, Match
 from ckptdoctor.align.names import leaf_role
+from ckptdoctor.align.units import Shape
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
@@ -65,12 +66,22 @@ def exchanged(state: State) -> None:
     turning = {a for m in state.matches.values() if _module_turned(m) for a in _above(m.target)}
     places = {k: i for i, k in enumerate(state.source.specs)}
     for module, found in modules.items():
-        for one, two in combinations(found, 2):
-            if state.target[one.target].shape != state.target[two.target].shape[::-1]:
-                continue
+        for one, two in _turned_pairs(state, found):
             falls = state.source.ordered and places[one.sources[0]] > places[two.sources[0]]
             if module in turning or (falls and not _spoken(one) and not _spoken(two)):
                 _ask_both(state, one, two)
+
+
+def _turned_pairs(state: State, found: Sequence[Match]) -> Iterator[tuple[Match, Match]]:
+    """Each two of which one has the shape of the other when it is turned, in order."""
+    shapes = [state.target[m.target].shape for m in found]
+    places: dict[Shape, list[int]] = defaultdict(list)
+    for place, shape in enumerate(shapes):
+        places[shape].append(place)
+    for place, shape in enumerate(shapes):
+        others = places.get(shape[::-1], ())
+        for other in others[bisect_right(others, place) :]:
+            yield found[place], found[other]
 
 
 def _above(key: str) -> Iterator[str]:
