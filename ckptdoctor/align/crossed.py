@@ -45,7 +45,8 @@ def crossed(state: State) -> None:
 def torn(state: State) -> None:
     """Take back what two numbered blocks take from each other's partner, if each could keep its own."""
     claims = _claims(state)
-    rows = {t: (_block(t), _block(s)) for t, (s, _) in claims.items() if _block(t) and _block(s)}
+    blocks = ((t, _block(t), _block(s)) for t, (s, _) in claims.items())
+    rows = {t: (here, there) for t, here, there in blocks if here and there}
     votes: dict[Path, Counter[Path]] = defaultdict(Counter)
     for here, there in rows.values():
         votes[here][there] += 1
@@ -65,8 +66,10 @@ def torn(state: State) -> None:
 
 def _block(path: Path) -> Path:
     """The path down to its last number; empty where there is none."""
-    last = max((i for i, segment in enumerate(path) if segment.isdecimal()), default=-1)
-    return path[: last + 1]
+    for last in range(len(path) - 1, -1, -1):
+        if path[last].isdecimal():
+            return path[: last + 1]
+    return ()
 
 
 def _claims(state: State) -> dict[Path, tuple[Path, Match]]:
@@ -86,8 +89,8 @@ def _claims(state: State) -> dict[Path, tuple[Path, Match]]:
 
 def _tail(source: Path, target: Path) -> int:
     """How many segments at the end are the same."""
-    n = 0
-    while n < min(len(source), len(target)) and source[-n - 1] == target[-n - 1]:
+    n, most = 0, min(len(source), len(target))
+    while n < most and source[-n - 1] == target[-n - 1]:
         n += 1
     return n
 

@@ -16,6 +16,8 @@ from ckptdoctor.align.units import Unit, is_stacked
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
 
+_FUSED = ("qkv", "kv")
+
 
 def invisible(state: State) -> None:
     """Fused q/k/v of unknown packing, rotary layouts, and columns after a flatten."""
@@ -61,7 +63,7 @@ def invisible(state: State) -> None:
 
 def _gates_crossed(u: Unit, v: Unit) -> bool:
     """Fused gates of stacked experts that have to be turned: libraries that do so pack them in two ways."""
-    fused = any(values_of(x).get("ffn") == "gateup" for x in (u, v))
+    fused = "gateup" in (values_of(u).get("ffn"), values_of(v).get("ffn"))
     return fused and is_stacked(u) and is_stacked(v) and u.leaves["weight"].shape != v.leaves["weight"].shape
 
 
@@ -114,11 +116,15 @@ def _raw(unit: Unit) -> tuple[Token, ...]:
     rest = unit.path
     while True:
         rest, dot, segment = rest.rpartition(".")
-        found = words(segment)
-        if any(isinstance(t, str) for t in found):
+        found = _said(segment)
+        if found or not dot:
             return found
-        if not dot:
-            return ()
+
+
+@lru_cache(maxsize=65536)
+def _said(segment: str) -> tuple[Token, ...]:
+    found = words(segment)
+    return found if any(isinstance(t, str) for t in found) else ()
 
 
 def _listed(unit: Unit, kind: str) -> bool:
@@ -131,7 +137,7 @@ def _in_list(raw: tuple[Token, ...], kind: str) -> bool:
 
 
 def _packing_crossed(u: Unit, v: Unit) -> bool:
-    fused = any(values_of(x).get("part") in ("qkv", "kv") for x in (u, v))
+    fused = values_of(u).get("part") in _FUSED or values_of(v).get("part") in _FUSED
     if not fused or _raw(u) == _raw(v):
         return False
     return _listed(u, "packed") or _listed(v, "packed")

@@ -176,7 +176,7 @@ class Name(NamedTuple):
 
     ``concepts`` holds one tuple per segment; ``numbers`` all numbers in order; ``skeleton`` the
     concepts with every number replaced by ``#``; ``flat`` words and numbers in one sequence, as
-    spelt, and ``steps`` the same in concepts.
+    spelt, and ``steps`` the same in concepts. ``places`` says where in ``flat`` the numbers are.
     """
 
     path: str
@@ -186,6 +186,7 @@ class Name(NamedTuple):
     flat: tuple[Token, ...]
     steps: tuple[Token, ...]
     form: Form
+    places: tuple[int, ...]
 
 
 class _Segment(NamedTuple):
@@ -206,7 +207,7 @@ def _segment(text: str) -> _Segment:
     return _Segment(concepts, tuple(t for t in tokens if isinstance(t, int)), skeleton, tokens, blank)
 
 
-_NAMELESS = Name("", (), (), "", (), (), Form((), ""))
+_NAMELESS = Name("", (), (), "", (), (), Form((), ""), ())
 _DEEPEST = 40  # segments; what is nested deeper is read without the names above it
 
 
@@ -227,18 +228,23 @@ def _name(path: str) -> Name:
     found = [_segment(text) for text in path.split(".")]
     concepts, counted, skeletons, tokens, blanks = zip(*found, strict=True)
     flat, steps = tuple(chain.from_iterable(tokens)), tuple(chain.from_iterable(concepts))
-    form = Form(blanks, ".".join(skeletons))
-    return Name(path, concepts, tuple(chain.from_iterable(counted)), form.skeleton, flat, steps, form)
+    form, numbers = Form(blanks, ".".join(skeletons)), tuple(chain.from_iterable(counted))
+    places = tuple([i for i, t in enumerate(flat) if isinstance(t, int)])
+    return Name(path, concepts, numbers, form.skeleton, flat, steps, form, places)
 
 
 def _below(above: Name, path: str, segment: _Segment) -> Name:
     form = _form(above.form, segment.blank, segment.skeleton)
-    numbers = above.numbers + segment.numbers
+    numbers, places = above.numbers, above.places
+    if segment.numbers:
+        numbers += segment.numbers
+        places += tuple([i for i, t in enumerate(segment.tokens, len(above.flat)) if isinstance(t, int)])
     flat = above.flat + segment.tokens
     # As spelt and in concepts is usually the same, and kept once.
     same = above.steps is above.flat and segment.tokens == segment.concepts
     steps = flat if same else above.steps + segment.concepts
-    return Name(path, (*above.concepts, segment.concepts), numbers, form.skeleton, flat, steps, form)
+    concepts = (*above.concepts, segment.concepts)
+    return Name(path, concepts, numbers, form.skeleton, flat, steps, form, places)
 
 
 @lru_cache(maxsize=65536)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -66,6 +66,11 @@ class Unit:
         """All canonical names that the unit is made of."""
         return [k for leaf in self.leaves.values() for k in leaf.keys]
 
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return sum([len(leaf.keys) for leaf in self.leaves.values()])
+
     def seal(self) -> Unit:
         """Fix what is compared once all leaves are there.
 
@@ -107,8 +112,8 @@ def is_stacked(unit: Unit) -> bool:
     return "experts" in unit.name.form.words
 
 
-def split_key(key: str, siblings: Iterable[str]) -> tuple[str, str, bool]:
-    """Module path, role and whether the tensor is a bare parameter of its parent."""
+def split_key(key: str, names: Container[str]) -> tuple[str, str, bool]:
+    """Module path, role and whether the tensor is a bare parameter of its parent, one of all these names."""
     path, _, leaf = key.rpartition(".")
     if leaf.startswith(("weight_", "bias_")) or ".parametrizations." in key:
         for pattern, role in _SPECIAL:
@@ -121,7 +126,7 @@ def split_key(key: str, siblings: Iterable[str]) -> tuple[str, str, bool]:
     if leaf in _PAIRED and path:
         partner, role_name = _PAIRED[leaf]
         alone = role_name == "weight" and "norm" in name_of(path).concepts[-1]  # a norm without a bias
-        if (partner in siblings or alone) and "weight" not in siblings:
+        if (f"{path}.{partner}" in names or alone) and f"{path}.weight" not in names:
             return path, role_name, False
     m = _SUFFIXED.match(key)
     if m and not leaf.startswith(("weight", "bias")):
@@ -158,25 +163,24 @@ def dotted(keys: Iterable[str]) -> bool:
 
 def build_units(specs: Mapping[str, TensorSpec], modules: Mapping[str, str] | None = None) -> list[Unit]:
     """Group keys into units, in order."""
-    slashes = not dotted(specs)
-    readable = {k: (k.replace("/", ".").removesuffix(":0") if slashes else k) for k in specs}
-    siblings: dict[str, set[str]] = defaultdict(set)
-    for text in readable.values():
-        path, _, leaf = text.rpartition(".")
-        siblings[path].add(leaf)
+    texts: Iterable[str] = specs
+    if not dotted(specs):
+        texts = [k.replace("/", ".").removesuffix(":0") for k in specs]
+    names = specs if texts is specs else frozenset(texts)
     units: dict[tuple[str, bool], Unit] = {}
-    for key, text in readable.items():
-        path, role, bare = split_key(text, siblings[text.rpartition(".")[0]])
+    for text, (key, spec) in zip(texts, specs.items(), strict=True):
+        path, role, bare = split_key(text, names)
         unit = units.get((path, bare))
         if unit is None or role in unit.leaves:
             if unit is not None:
                 path, role, bare = text, "weight", True
-            cls = (modules or {}).get(path, "")
+            cls = modules.get(path, "") if modules else ""
             unit = units.setdefault((path, bare), Unit(len(units), path, {}, name_of(path), bare, cls))
-        shape = specs[key].shape
-        turned = "kernel" in key or (role == "bias" and len(shape) == 2)
-        part = _attention_part(unit.name) if turned else None
-        unit.leaves[role] = leaf_of(key, shape, part, role)
+        shape = spec.shape
+        if "kernel" in key or (role == "bias" and len(shape) == 2):
+            unit.leaves[role] = leaf_of(key, shape, _attention_part(unit.name), role)
+        else:
+            unit.leaves[role] = Leaf((key,), shape)
     return [unit.seal() for unit in _merged(list(units.values()))]
 
 
@@ -191,10 +195,12 @@ def _attention_part(name: Name) -> Token | None:
 
 def _merged(units: list[Unit]) -> list[Unit]:
     """A weight and a bias that the file names apart (`query.weight`, `q_bias`) are one module's."""
+    lone = [u for u in units if len(u.leaves) == 1 and not u.bare]
+    if not any("bias" in u.leaves for u in lone):
+        return units
     homes: dict[tuple[object, ...], list[Unit]] = defaultdict(list)
-    for unit in units:
-        if not unit.bare and len(unit.leaves) == 1:
-            homes[unit.path.rpartition(".")[0], unit.name.steps].append(unit)
+    for unit in lone:
+        homes[unit.path.rpartition(".")[0], unit.name.steps].append(unit)
     gone: set[int] = set()
     for pair in homes.values():
         if len(pair) == 2 and {r for u in pair for r in u.leaves} == {"weight", "bias"}:
