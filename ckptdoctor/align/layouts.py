@@ -128,7 +128,14 @@ def _said(segment: str) -> tuple[Token, ...]:
 
 
 def _listed(unit: Unit, kind: str) -> bool:
-    return _in_list(_raw(unit), kind)
+    said = _says(unit.path.rpartition(".")[2], kind)
+    return _in_list(_raw(unit), kind) if said is None else said
+
+
+@lru_cache(maxsize=65536)
+def _says(segment: str, kind: str) -> bool | None:
+    found = _said(segment)
+    return _in_list(found, kind) if found else None
 
 
 @lru_cache(maxsize=65536)

@@ -213,18 +213,14 @@ _DEEPEST = 40  # segments; what is nested deeper is read without the names above
 
 @lru_cache(maxsize=65536)
 def name_of(path: str) -> Name:
-    """Read a path."""
-    return _name(path) if path else _NAMELESS
-
-
-@lru_cache(maxsize=65536)
-def _name(path: str) -> Name:
-    """The same, made of the name above, which its siblings have made already."""
+    """Read a path, from the name above, which its siblings have read already."""
     above, dot, last = path.rpartition(".")
     if not dot:
-        return _below(_NAMELESS, path, _segment(path))
+        return _below(_NAMELESS, path, _segment(path)) if path else _NAMELESS
+    if not above:
+        return _below(_below(_NAMELESS, "", _segment("")), path, _segment(last))
     if path.count(".") < _DEEPEST:
-        return _below(_name(above), path, _segment(last))
+        return _below(name_of(above), path, _segment(last))
     found = [_segment(text) for text in path.split(".")]
     concepts, counted, skeletons, tokens, blanks = zip(*found, strict=True)
     flat, steps = tuple(chain.from_iterable(tokens)), tuple(chain.from_iterable(concepts))
