@@ -160,7 +160,7 @@ def _direction(pairs: list[tuple[Unit, Unit]]) -> bool:
 
 
 def _first_number(unit: Unit) -> int | None:
-    return next((i for i, t in enumerate(unit.name.flat) if isinstance(t, int)), None)
+    return unit.name.places[0] if unit.name.places else None
 
 
 def _falls(blocks: dict[int, tuple[int, list[tuple[Unit, Unit]]]]) -> bool:
@@ -298,13 +298,15 @@ def partly_used(state: State) -> None:
     twins = {state.target[k].shape for k in state.followers}
     for unit in state.whole_sources:
         mine = [state.source_names[n] for leaf in unit for n in leaf]
+        if used.isdisjoint(mine) or used.issuperset(mine):
+            continue
         mine = [k for k in mine if k in used or state.source[k].shape not in twins]
-        if any(k in used for k in mine) and not all(k in used for k in mine):
+        if not used.issuperset(mine):
             fills = fills or _fills(state)
             keys.update(k for s in mine for k in fills.get(s, ()))
     for unit in state.whole_targets:
         theirs = [state.target_names[n] for leaf in unit for n in leaf]
-        if any(k in filled for k in theirs) and not all(k in filled for k in theirs):
+        if not (filled.isdisjoint(theirs) or filled.issuperset(theirs)):
             keys |= set(theirs) & filled
     if keys:
         take_back(state, sorted(keys), "only some of this module's tensors have a partner")

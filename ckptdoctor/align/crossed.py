@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING
 
 from ckptdoctor.align.checks import take_back
 from ckptdoctor.align.model import Choice, Match
+from ckptdoctor.align.parts import Path
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
 
-Path = tuple[str, ...]
+Claims = dict[Path, tuple[Path, Match]]  # by the model's name: the checkpoint's, and the match
 _NUMBER = re.compile(r"\d+")
 
 
 def crossed(state: State) -> None:
     """Take back what fills another module than the one of its own name, if both fit either way."""
-    claims = _claims(state)
+    claims = state.claims = _claims(state)
     shapes = {t: state.target[m.target].shape for t, (_, m) in claims.items()}
     swaps: dict[Path, Path] = {}
     for target, (source, _) in claims.items():
@@ -44,8 +45,10 @@ def crossed(state: State) -> None:
 
 def torn(state: State) -> None:
     """Take back what two numbered blocks take from each other's partner, if each could keep its own."""
-    claims = _claims(state)
-    rows = {t: (_block(t), _block(s)) for t, (s, _) in claims.items() if _block(t) and _block(s)}
+    claims = state.claims if state.claims is not None else _claims(state)
+    state.claims = None
+    blocks = ((t, _block(t), _block(s)) for t, (s, _) in claims.items())
+    rows = {t: (here, there) for t, here, there in blocks if here and there}
     votes: dict[Path, Counter[Path]] = defaultdict(Counter)
     for here, there in rows.values():
         votes[here][there] += 1
@@ -65,11 +68,13 @@ def torn(state: State) -> None:
 
 def _block(path: Path) -> Path:
     """The path down to its last number; empty where there is none."""
-    last = max((i for i, segment in enumerate(path) if segment.isdecimal()), default=-1)
-    return path[: last + 1]
+    for last in range(len(path) - 1, -1, -1):
+        if path[last].isdecimal():
+            return path[: last + 1]
+    return ()
 
 
-def _claims(state: State) -> dict[Path, tuple[Path, Match]]:
+def _claims(state: State) -> Claims:
     """Model name -> the checkpoint's name, where one tensor fills one, under another name or not."""
     names = {key: name for name, key in state.source_names.items()}
     users = Counter(s for m in state.matches.values() for s in m.sources)
@@ -86,8 +91,8 @@ def _claims(state: State) -> dict[Path, tuple[Path, Match]]:
 
 def _tail(source: Path, target: Path) -> int:
     """How many segments at the end are the same."""
-    n = 0
-    while n < min(len(source), len(target)) and source[-n - 1] == target[-n - 1]:
+    n, most = 0, min(len(source), len(target))
+    while n < most and source[-n - 1] == target[-n - 1]:
         n += 1
     return n
 
@@ -116,5 +121,6 @@ def _counted_on(source: Path, target: Path, rival: Path, other: Path) -> bool:
 
 
 def _ask(state: State, match: Match, rival: Match, why: str) -> None:
+    state.claims = None  # there are fewer from here on
     own, other = Choice(match.sources, match.ops, why), Choice(rival.sources, rival.ops, why)
     take_back(state, [match.target, rival.target], why, {rival.target: [own], match.target: [other]})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align import facts
@@ -16,7 +17,7 @@ from ckptdoctor.align.chosen import is_declared
 from ckptdoctor.align.expressions import UnevenError, UnknownValueError, names_in, substitute
 from ckptdoctor.align.model import Choice, Match, Question
 from ckptdoctor.align.quantities import Values, facts_behind, solve_values, sufficient
-from ckptdoctor.align.recipe import Family, Pairing, Recipe, recipes
+from ckptdoctor.align.recipe import Family, Pairing, Recipe, both_ways
 from ckptdoctor.decisions import fact_of
 from ckptdoctor.errors import PlanError
 from ckptdoctor.keys.capture import Binding, capture
@@ -37,17 +38,31 @@ class Names:
 
     tree: ParamTree
     keys: dict[str, str]  # name -> key
-    by_skeleton: dict[str, list[str]] = field(default_factory=dict)
+
+    @cached_property
+    def by_skeleton(self) -> dict[str, list[str]]:
+        """The names that differ in numbers only."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name in self.keys:
+            groups[skeleton(name)].append(name)
+        return dict(groups)
+
+    @cached_property
+    def ends(self) -> frozenset[str]:
+        """The last segment and the last two of every name, numbers aside: a cheap first look."""
+        pairs = {name[name.rfind(".", 0, max(name.rfind("."), 0)) + 1 :] for name in self.keys}
+        return frozenset(map(skeleton, pairs | {pair.rpartition(".")[2] for pair in pairs}))
 
     def roots(self, family: Family) -> list[str]:
         """The prefixes (``""`` or with a dot) below which all of the family's keys are."""
+        if not all(_end(pattern) in self.ends for pattern in family.keys):
+            return []
         found = [set(self._prefixes(pattern)) for pattern in family.keys]
         roots = set.intersection(*found) if found else set()
         return sorted(r for r in roots if not any(r in self._prefixes(p) for p in family.without))
 
     def _prefixes(self, pattern: str) -> Iterator[str]:
-        wanted = capture(pattern)
-        text = ".".join(s or "*" for s in wanted.skeletons())
+        wanted, text = capture(pattern), _text(pattern)
         size = len(wanted.segments)
         for known, names in self.by_skeleton.items():
             if known == text or known.endswith("." + text):
@@ -95,6 +110,17 @@ class Names:
         return found
 
 
+@lru_cache(maxsize=4096)
+def _text(pattern: str) -> str:
+    """The skeleton of what fits the pattern."""
+    return ".".join(s or "*" for s in capture(pattern).skeletons())
+
+
+@lru_cache(maxsize=4096)
+def _end(pattern: str) -> str:
+    return ".".join(_text(pattern).split(".")[-2:])
+
+
 def _bound(binding: Binding) -> Bound:
     return tuple(sorted(binding.indices.items())), binding.stars, binding.deep
 
@@ -120,11 +146,7 @@ def _sharing(pairs: Sequence[Pairing]) -> list[list[Pairing]]:
 
 def named(tree: ParamTree, keys: Iterable[str]) -> Names:
     """Names of the open keys of a tree."""
-    names = {strip_key(k): k for k in keys}
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        groups[skeleton(name)].append(name)
-    return Names(tree, names, dict(groups))
+    return Names(tree, {strip_key(k): k for k in keys})
 
 
 @dataclass
@@ -200,11 +222,16 @@ class Crossing:
 
 def cross(state: State) -> None:
     """Claim what a recipe explains; note the keys that must not be claimed without it."""
-    source = {k: state.source[k] for k in facts.open_source(state)}
-    target = facts.open_target(state)
-    if {strip_key(k) for k in target} <= {strip_key(k) for k in source}:
+    source, target = (
+        named(tree, keys)
+        for tree, keys in (
+            (state.source, facts.open_source(state)),
+            (state.target, facts.open_target(state)),
+        )
+    )
+    if target.keys.keys() <= source.keys.keys():
         return
-    found = list(_crossings(named(state.source, source), named(state.target, target)))
+    found = list(_crossings(source, target))
     whole: list[Crossing] = []
     for crossing in found:
         values = solve_values(crossing.recipe, _trees(crossing), facts.known(state))
@@ -231,7 +258,7 @@ def _trees(crossing: Crossing) -> Mapping[str, tuple[ParamTree, dict[str, str], 
 
 
 def _crossings(source: Names, target: Names) -> Iterator[Crossing]:
-    for recipe in (r for known in recipes() for r in (known, known.reversed())):
+    for recipe in both_ways():
         mine = source.roots(recipe.left)
         theirs = target.roots(recipe.right) if mine else []
         if len(mine) == len(theirs) == 1:

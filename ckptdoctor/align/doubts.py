@@ -9,29 +9,25 @@ tensor of its shape beside it, or, where a list was renumbered, by anything open
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from math import prod
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align.checks import take_back
 from ckptdoctor.align.chosen import is_declared
-from ckptdoctor.align.compose import PACKS
 from ckptdoctor.align.model import Choice, Match, Unused
 from ckptdoctor.align.names import is_derived, name_of, unnumbered, words
-from ckptdoctor.align.roles import kind_of, values_of
+from ckptdoctor.align.parts import COUNTER, Part, Path, path_of
 from ckptdoctor.align.unexpected import TIED_COPY
-from ckptdoctor.align.units import Shape, Unit, canonical_shape
-from ckptdoctor.trees import ParamTree
+from ckptdoctor.align.units import Shape, canonical_shape
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
 
-Path = tuple[str, ...]
 WHY = "another tensor of this shape found no place, and nothing shows that it does not belong here"
 NAMED = "another tensor has the very name, and found no place"
 LISTED = "these blocks are renumbered, and not all of them found their place"
-COUNTER = "num_batches_tracked"
 _LAYOUTS = ("packed", "rotary", "patch", "gateup", "fold")  # the pair is certain, its layout is asked
 LONE = "only the shape speaks for it: the checkpoint may have lost this tensor and hold a stranger"
 RENAMED = 0.25  # share of the model's tensors from which it is another naming, not single strangers
@@ -62,55 +58,7 @@ class Claim:
         return self.name[: self.at], self.other[: self.at]
 
 
-class Part:
-    """One side: what is open of it, what its modules are, and how its lists are filled."""
-
-    def __init__(self, names: Mapping[str, str], tree: ParamTree, units: Iterable[Unit]) -> None:
-        self.shapes = {_path(n): tree[k].shape for n, k in names.items()}
-        self.units = {
-            _path(n): (u, role) for u in units for role, leaf in u.leaves.items() for n in leaf.keys
-        }
-        self.lists = _lists(self.shapes)
-        self.open: set[Path] = set()
-        self.hidden: set[Path] = set()  # names of tied tensors that the checkpoint does not have
-
-    def apart(self, mine: Path, other: Part, theirs: Path) -> bool:
-        """Whether two tensors cannot be one, by what their modules are."""
-        (u, role), (v, other_role) = self.units.get(mine, (None, "")), other.units.get(theirs, (None, ""))
-        if u is None or v is None:
-            return False
-        if u.bare != v.bare or (role != other_role and not u.bare):
-            return True
-        kinds = {kind_of(u), kind_of(v)} - {""}
-        values_u, values_v = values_of(u), values_of(v)
-        both = [(x, values_v[g]) for g, x in values_u.items() if g in values_v]
-        return len(kinds) > 1 or any(x != y and not {x, y} & PACKS.keys() for x, y in both)
-
-    def closed(self, place: Path) -> bool:
-        """Whether nothing below is open."""
-        return not any(p[: len(place)] == place for p in self.open)
-
-    def whole(self, place: Path) -> bool:
-        """Whether every name below has a tensor of its own that is not open."""
-        return self.closed(place) and not any(p[: len(place)] == place for p in self.hidden)
-
-    def scope(self, path: Path) -> Path:
-        """The smallest module around that holds another module too; () when that is the whole."""
-        module = path[:-1]
-        for depth in range(len(module) - 1, 0, -1):
-            if any(p[:depth] == module[:depth] and p[: len(module)] != module for p in self.shapes):
-                return module[:depth]
-        return ()
-
-
-def _lists(shapes: Mapping[Path, Shape]) -> dict[Path, dict[int, int]]:
-    """Each list's numbers with the count of values below."""
-    found: dict[Path, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-    for path, shape in shapes.items():
-        for i, segment in enumerate(path):
-            if segment.isdecimal():
-                found[path[:i]][int(segment)] += 0 if path[-1] == COUNTER else prod(shape)
-    return found
+Claims = dict[str, Claim]  # by model key
 
 
 def doubt(state: State) -> None:
@@ -120,12 +68,15 @@ def doubt(state: State) -> None:
     _find_open(state, target, source)
     if state.refusal:
         return
-    claims = list(_inferred(state, target, source))
+    inferred = _inferred(state, target, source)
+    if not (target.open or target.hidden or source.open):
+        inferred = islice(inferred, int(_few(state)) + 1)  # more than a few: all are as good as proved
+    claims = {c.key: c for c in inferred}
     _lone(state, claims, target, source)
     if not (target.open or target.hidden or source.open):
         return
-    apart = _regrouped(claims, target, source)
-    while moved := [(c, why) for c in claims if (why := _movable(c, target, source, apart))]:
+    apart = _regrouped(claims.values(), target, source)
+    while moved := [(c, why) for c in claims.values() if (why := _movable(c, target, source, apart))]:
         for claim, why in moved:
             _withdraw(state, claim, claims, target, source, why)
     beside = _outside(state, target, source)
@@ -147,7 +98,9 @@ def _find_open(state: State, target: Part, source: Part) -> None:
     settled = {k for q in state.questions if q.kind in _LAYOUTS for k in q.targets}
     settled |= {k for keys in state.folds.values() for k in keys}
     settled |= {state.target_names[n] for p in state.pairs if p.chosen is None for n in p.target.whole}
-    target.hidden = {_path(n) for n, k in state.target_names.items() if k in state.followers}
+    for name, key in state.target_names.items() if state.followers else ():
+        if key in state.followers:
+            target.hidden.add(path_of(name))
     used: set[str] = set()
     for name, key in state.target_names.items():
         match = state.matches[key]
@@ -155,11 +108,11 @@ def _find_open(state: State, target: Part, source: Part) -> None:
             used.update(match.sources)
             used.update(s for c in match.choices for s in c.sources)
         elif not is_derived(name):
-            target.open.add(_path(name))
+            target.open.add(path_of(name))
     for name, key in state.source_names.items():
         unused = state.unused.get(key)
         if key not in used and not is_derived(name) and (unused is None or not unused.decided):
-            source.open.add(_path(name))
+            source.open.add(path_of(name))
 
 
 def _outside(state: State, target: Part, source: Part) -> set[str]:
@@ -167,19 +120,18 @@ def _outside(state: State, target: Part, source: Part) -> set[str]:
     found = set()
     asked = {s.rpartition(".")[0] for m in state.matches.values() for c in m.choices for s in c.sources}
     for name, key in state.source_names.items():
-        unused, path = state.unused.get(key), _path(name)
+        unused, path = state.unused.get(key), path_of(name)
         if unused is None or not unused.reason.startswith(("outside ", TIED_COPY)):
             continue
         shape, sibling = source.shapes[path], key.rpartition(".")[0] in asked
-        fits = (_alike(target.shapes[x], shape) and not target.apart(x, source, path) for x in target.open)
+        fits = (
+            _alike(target.shapes[x], shape) and not target.apart(x, source, path)
+            for x in target.open.kinds(())
+        )
         if sibling or any(fits):
             state.unused[key] = Unused(key, "nothing in the model takes it", False)
             found.add(key)
     return found
-
-
-def _path(name: str) -> Path:
-    return tuple((name if "." in name else name.replace("/", ".")).split("."))
 
 
 def _inferred(state: State, target: Part, source: Part) -> Iterator[Claim]:
@@ -191,40 +143,44 @@ def _inferred(state: State, target: Part, source: Part) -> Iterator[Claim]:
             continue
         if match.evidence and match.evidence[0].startswith("tied to `"):
             continue  # goes with its leader
-        path = _path(name)
-        for other in (_path(names[s]) for s in match.sources):
+        path = path_of(name)
+        for other in (path_of(names[s]) for s in match.sources):
             at = _parting(path, other, target, source)
             if at is not None:
                 yield Claim(key, path, other, at, state.target[key].shape)
                 break
 
 
-def _withdraw(state: State, claim: Claim, claims: list[Claim], target: Part, source: Part, why: str) -> None:
+def _withdraw(state: State, claim: Claim, claims: Claims, target: Part, source: Part, why: str) -> None:
     """Put the claim as a question; what it was about is open from then on."""
-    if claim in claims:
-        claims.remove(claim)
+    if claims.pop(claim.key, None) is not None:
         target.open.add(claim.name)
         source.open.add(claim.other)
         take_back(state, [claim.key], why)
 
 
-def _lone(state: State, claims: list[Claim], target: Part, source: Part) -> None:
+def _lone(state: State, claims: Claims, target: Part, source: Part) -> None:
     """A new name for a single tensor, which the name does not say: a lost one and a stranger look the same.
 
     A rename of a module shows in all its tensors, one of a whole network in many modules; and what stands
     among others of the model's tensors is no stranger.
     """
-    if len(claims) > max(2, len(state.matches) * RENAMED):
+    if len(claims) > _few(state):
         return
-    used = [_path(n) for n, k in state.source_names.items() if k not in state.unused]
-    repeated = Counter((unnumbered(c.name), unnumbered(c.other)) for c in claims)
-    for claim in list(claims):
+    used = (path_of(n) for n, k in state.source_names.items() if k not in state.unused)
+    held = Counter(p[:depth] for p in used for depth in range(len(p) + 1)) if claims else Counter[Path]()
+    repeated = Counter((unnumbered(c.name), unnumbered(c.other)) for c in claims.values())
+    for claim in list(claims.values()):
         node = claim.other[: claim.at + 1]
         said = any(e.startswith(SPOKEN) for e in state.matches[claim.key].evidence)
         said |= repeated[unnumbered(claim.name), unnumbered(claim.other)] > 1
-        if said or _related(claim) or sum(p[: len(node)] == node for p in used) > 1:
+        if said or _related(claim) or held[node] > 1:
             continue
         _withdraw(state, claim, claims, target, source, LONE)
+
+
+def _few(state: State) -> float:
+    return max(2, len(state.matches) * RENAMED)
 
 
 def _related(claim: Claim) -> bool:
@@ -246,7 +202,7 @@ def _parting(name: Path, other: Path, target: Part, source: Part) -> int | None:
             return i
         if a.isdecimal() != b.isdecimal():
             return i  # `0` and `a` count alike, but may begin apart
-        if a.isdecimal() and min(target.lists[name[:i]]) != min(source.lists[other[:i]]):
+        if a.isdecimal() and target.starts[name[:i]] != source.starts[other[:i]]:
             return i
     return None
 
@@ -265,17 +221,17 @@ def _movable(claim: Claim, target: Part, source: Part, apart: Collection[tuple[P
         return NAMED
     if _closed(claim, target, source):
         return ""
-    if any(_fits(x, claim.name, place, target, claim, source, claim.other) for x in target.open):
+    if _rivalled(claim, claim.name, place, target, claim.other, source):
         return WHY
-    if any(_fits(x, claim.other, other_place, source, claim, target, claim.name) for x in source.open):
-        return WHY
-    return ""
+    return WHY if _rivalled(claim, claim.other, other_place, source, claim.name, target) else ""
 
 
-def _fits(x: Path, own: Path, place: Path, part: Part, claim: Claim, other: Part, partner: Path) -> bool:
-    """Whether an open tensor of ``part``, beside the claim's own, could be the partner's."""
-    beside = x[: claim.at] == place and x != own
-    return beside and _alike(part.shapes[x], claim.shape) and not part.apart(x, other, partner)
+def _rivalled(claim: Claim, own: Path, place: Path, part: Part, partner: Path, other: Part) -> bool:
+    """Whether an open tensor of ``part`` beside the claim's own could be the partner's."""
+    return any(
+        _alike(part.shapes[x], claim.shape) and not part.apart(x, other, partner)
+        for x in part.open.kinds(place, own)
+    )
 
 
 def _regrouped(claims: Iterable[Claim], target: Part, source: Part) -> set[tuple[Path, Path]]:
@@ -294,9 +250,9 @@ def _regrouped(claims: Iterable[Claim], target: Part, source: Part) -> set[tuple
 
 def _in_step(claim: Claim, target: Part, source: Part) -> bool:
     """Whether the two lists hold as much, number by number, and the claim keeps their order."""
-    mine, theirs = source.lists[claim.other[: claim.at]], target.lists[claim.name[: claim.at]]
-    ranks = sorted(mine).index(int(claim.other[claim.at])), sorted(theirs).index(int(claim.name[claim.at]))
-    return ranks[0] == ranks[1] and [mine[n] for n in sorted(mine)] == [theirs[n] for n in sorted(theirs)]
+    mine, held = source.steps(claim.other[: claim.at])
+    theirs, wanted = target.steps(claim.name[: claim.at])
+    return mine[int(claim.other[claim.at])] == theirs[int(claim.name[claim.at])] and held == wanted
 
 
 def _closed(claim: Claim, target: Part, source: Part) -> bool:

@@ -21,6 +21,7 @@ from ckptdoctor.align import (
     variants,
 )
 from ckptdoctor.align.compose import compose, fold_weight_norm
+from ckptdoctor.align.crossed import Claims
 from ckptdoctor.align.crossing import Crossing
 from ckptdoctor.align.experts import stack_experts
 from ckptdoctor.align.matcher import Matching, match_units
@@ -61,6 +62,7 @@ class State:
     crossed: tuple[str, ...] = ()  # recipes that explained their part of both trees
     folds: dict[str, list[str]] = field(default_factory=dict)  # reparametrisation -> model keys
     suspects: list[Crossing] = field(default_factory=list)  # those whose names fit and no more
+    claims: Claims | None = None  # as long as they hold
     reporter: Reporter = field(default_factory=Reporter)
 
 

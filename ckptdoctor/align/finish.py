@@ -47,7 +47,7 @@ def _write(state: State, pair: Pair, chain: Chain, evidence: tuple[str, ...]) ->
     src, dst = pair.source.leaves[pair.role], pair.target.leaves[pair.role]
     for target, ops in _targets(src, dst, chain):
         key = state.target_names[target]
-        sources = tuple(state.source_names[n] for n in src.keys)
+        sources = tuple([state.source_names[n] for n in src.keys])
         state.matches[key] = Match(key, "safe", sources, ops, evidence)
         fold = src.fold or dst.fold
         if fold and not folds.accepted(state, fold):

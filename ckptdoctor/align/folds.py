@@ -63,8 +63,9 @@ def fold_sources(state: State, facts: Mapping[str, Fact]) -> None:
     """Bring reparametrised weights of the checkpoint to the form that the model has."""
     wanted = {role for u in state.targets for role in u.leaves}
     if not any(r.endswith("_orig") for r in wanted):
-        _spectral(state.sources)
-        _pruned(state.sources)
+        kept = [u for u in state.sources if "weight_orig" in u.leaves or "bias_orig" in u.leaves]
+        _spectral(kept)
+        _pruned(kept)
     state.sources = _adapters(state.sources, facts)
     if "running_mean" not in wanted and not any("Transpose" in u.cls for u in state.targets):
         state.sources = _batch_norms(state.sources, facts)

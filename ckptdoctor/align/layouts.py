@@ -16,6 +16,8 @@ from ckptdoctor.align.units import Unit, is_stacked
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
 
+_FUSED = ("qkv", "kv")
+
 
 def invisible(state: State) -> None:
     """Fused q/k/v of unknown packing, rotary layouts, and columns after a flatten."""
@@ -61,7 +63,7 @@ def invisible(state: State) -> None:
 
 def _gates_crossed(u: Unit, v: Unit) -> bool:
     """Fused gates of stacked experts that have to be turned: libraries that do so pack them in two ways."""
-    fused = any(values_of(x).get("ffn") == "gateup" for x in (u, v))
+    fused = "gateup" in (values_of(u).get("ffn"), values_of(v).get("ffn"))
     return fused and is_stacked(u) and is_stacked(v) and u.leaves["weight"].shape != v.leaves["weight"].shape
 
 
@@ -111,24 +113,38 @@ def _question(state: State, pairs: list[tuple[Unit, Unit]], kind: str, title: st
 
 def _raw(unit: Unit) -> tuple[Token, ...]:
     """Words of the last segment that says something."""
-    for segment in reversed(unit.path.split(".")):
-        found = words(segment)
-        if any(isinstance(t, str) for t in found):
+    rest = unit.path
+    while True:
+        rest, dot, segment = rest.rpartition(".")
+        found = _said(segment)
+        if found or not dot:
             return found
-    return ()
-
-
-def _listed(unit: Unit, kind: str) -> bool:
-    return _phrase(_raw(unit)) in table()["layouts"][kind]
 
 
 @lru_cache(maxsize=65536)
-def _phrase(raw: tuple[Token, ...]) -> str:
-    return " ".join(map(str, raw))
+def _said(segment: str) -> tuple[Token, ...]:
+    found = words(segment)
+    return found if any(isinstance(t, str) for t in found) else ()
+
+
+def _listed(unit: Unit, kind: str) -> bool:
+    said = _says(unit.path.rpartition(".")[2], kind)
+    return _in_list(_raw(unit), kind) if said is None else said
+
+
+@lru_cache(maxsize=65536)
+def _says(segment: str, kind: str) -> bool | None:
+    found = _said(segment)
+    return _in_list(found, kind) if found else None
+
+
+@lru_cache(maxsize=65536)
+def _in_list(raw: tuple[Token, ...], kind: str) -> bool:
+    return " ".join(map(str, raw)) in table()["layouts"][kind]
 
 
 def _packing_crossed(u: Unit, v: Unit) -> bool:
-    fused = any(values_of(x).get("part") in ("qkv", "kv") for x in (u, v))
+    fused = values_of(u).get("part") in _FUSED or values_of(v).get("part") in _FUSED
     if not fused or _raw(u) == _raw(v):
         return False
     return _listed(u, "packed") or _listed(v, "packed")

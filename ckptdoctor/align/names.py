@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from functools import cache, lru_cache
+from collections.abc import Mapping
+from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from itertools import chain
 from typing import NamedTuple
@@ -134,12 +135,48 @@ def is_training_state(key: str) -> bool:
     return key.replace("/", ".").rpartition(".")[2].partition(":")[0] in _training_leaves()
 
 
+class Form:
+    """What the names of equal blocks have in common: concepts in which every number is 0.
+
+    Made once for all of them, so that what is found out of it is found once and kept by it.
+    """
+
+    def __init__(self, concepts: tuple[tuple[Token, ...], ...], skeleton: str) -> None:
+        self.concepts = concepts
+        self.skeleton = skeleton
+
+    @cached_property
+    def words(self) -> frozenset[Token]:
+        """All words of it."""
+        return frozenset(t for segment in self.concepts for t in segment if isinstance(t, str))
+
+    @cached_property
+    def last(self) -> tuple[Token, ...]:
+        """The last segment that is more than a number."""
+        for segment in reversed(self.concepts):
+            if any(isinstance(t, str) for t in segment):
+                return segment
+        return ()
+
+    @cached_property
+    def values(self) -> Mapping[str, Token]:
+        """Exclusive group -> the value nearest to the leaf."""
+        found: dict[str, Token] = {}
+        for segment in self.concepts:
+            for group, whole in _segment_values(segment):
+                if whole is None:
+                    found.pop(group, None)  # several at once say nothing
+                else:
+                    found[group] = whole
+        return found
+
+
 class Name(NamedTuple):
     """A module's path as evidence.
 
     ``concepts`` holds one tuple per segment; ``numbers`` all numbers in order; ``skeleton`` the
     concepts with every number replaced by ``#``; ``flat`` words and numbers in one sequence, as
-    spelt, and ``steps`` the same in concepts.
+    spelt, and ``steps`` the same in concepts. ``places`` says where in ``flat`` the numbers are.
     """
 
     path: str
@@ -148,48 +185,73 @@ class Name(NamedTuple):
     skeleton: str
     flat: tuple[Token, ...]
     steps: tuple[Token, ...]
+    form: Form
+    places: tuple[int, ...]
+
+
+class _Segment(NamedTuple):
+    concepts: tuple[Token, ...]
+    numbers: tuple[int, ...]
+    skeleton: str
+    tokens: tuple[Token, ...]
+    blank: tuple[Token, ...]  # the concepts, every number 0
 
 
 @lru_cache(maxsize=65536)
-def _segment(text: str) -> tuple[tuple[Token, ...], tuple[int, ...], str, tuple[Token, ...]]:
-    """Concepts, numbers, skeleton and words of one segment; large trees have few different ones."""
+def _segment(text: str) -> _Segment:
+    """What one segment says; large trees have few different ones."""
     tokens = words(text)
     concepts = concepts_of(tokens)
     skeleton = "_".join("#" if isinstance(t, int) else t for t in concepts)
-    return concepts, tuple(t for t in tokens if isinstance(t, int)), skeleton, tokens
+    blank = tuple([0 if isinstance(t, int) else t for t in concepts])
+    return _Segment(concepts, tuple(t for t in tokens if isinstance(t, int)), skeleton, tokens, blank)
+
+
+_NAMELESS = Name("", (), (), "", (), (), Form((), ""), ())
+_DEEPEST = 40  # segments; what is nested deeper is read without the names above it
 
 
 @lru_cache(maxsize=65536)
 def name_of(path: str) -> Name:
-    """Read a path."""
-    if not path:
-        return Name(path, (), (), "", (), ())
-    concepts, counted, skeletons, tokens = zip(*map(_segment, path.split(".")), strict=True)
-    return Name(
-        path,
-        concepts,
-        tuple(chain.from_iterable(counted)),
-        ".".join(skeletons),
-        tuple(chain.from_iterable(tokens)),
-        tuple(chain.from_iterable(concepts)),
-    )
+    """Read a path, from the name above, which its siblings have read already."""
+    above, dot, last = path.rpartition(".")
+    if not dot:
+        return _below(_NAMELESS, path, _segment(path)) if path else _NAMELESS
+    if not above:
+        return _below(_below(_NAMELESS, "", _segment("")), path, _segment(last))
+    if path.count(".") < _DEEPEST:
+        return _below(name_of(above), path, _segment(last))
+    found = [_segment(text) for text in path.split(".")]
+    concepts, counted, skeletons, tokens, blanks = zip(*found, strict=True)
+    flat, steps = tuple(chain.from_iterable(tokens)), tuple(chain.from_iterable(concepts))
+    form, numbers = Form(blanks, ".".join(skeletons)), tuple(chain.from_iterable(counted))
+    places = tuple([i for i, t in enumerate(flat) if isinstance(t, int)])
+    return Name(path, concepts, numbers, form.skeleton, flat, steps, form, places)
+
+
+def _below(above: Name, path: str, segment: _Segment) -> Name:
+    form = _form(above.form, segment.blank, segment.skeleton)
+    numbers, places = above.numbers, above.places
+    if segment.numbers:
+        numbers += segment.numbers
+        places += tuple([i for i, t in enumerate(segment.tokens, len(above.flat)) if isinstance(t, int)])
+    flat = above.flat + segment.tokens
+    # As spelt and in concepts is usually the same, and kept once.
+    same = above.steps is above.flat and segment.tokens == segment.concepts
+    steps = flat if same else above.steps + segment.concepts
+    concepts = (*above.concepts, segment.concepts)
+    return Name(path, concepts, numbers, form.skeleton, flat, steps, form, places)
+
+
+@lru_cache(maxsize=65536)
+def _form(above: Form, blank: tuple[Token, ...], skeleton: str) -> Form:
+    whole = f"{above.skeleton}.{skeleton}" if above.concepts else skeleton
+    return Form((*above.concepts, blank), whole)
 
 
 def unnumbered(path: tuple[str, ...]) -> tuple[str, ...]:
     """The segments without the numbers of lists: the same in every block."""
     return tuple("#" if segment.isdecimal() else segment for segment in path)
-
-
-def exclusive_values(name: Name) -> dict[str, Token]:
-    """Group -> the value nearest to the leaf."""
-    found: dict[str, Token] = {}
-    for segment in name.concepts:
-        for group, whole in _segment_values(segment):
-            if whole is None:
-                found.pop(group, None)  # several at once say nothing
-            else:
-                found[group] = whole
-    return found
 
 
 @lru_cache(maxsize=65536)

@@ -16,6 +16,8 @@ from ckptdoctor.align.names import unnumbered
 from ckptdoctor.align.units import Leaf, Shape, Unit, is_stacked
 
 Chain = tuple[str, ...]
+Families = tuple[tuple[str, str], ...]
+Votes = dict[tuple[str, str], set[Chain]]
 
 _WIDE = ("block", "class")  # families of tensors that have other names
 TURNED_CLASSES = frozenset({"Conv1D"})  # transformers' linear layer of GPT-2: weights are [in, out]
@@ -71,11 +73,12 @@ def _leaf_word(key: str) -> str:
 def make_pairs(source: Unit, target: Unit) -> list[Pair] | None:
     """Pairs of all common roles; None when a shape fits in no way."""
     pairs = []
+    stacked = is_stacked(source)
     for role, leaf in target.leaves.items():
         mine = source.leaves.get(role)
         if mine is None:
             continue
-        found = options(mine, leaf.shape, is_stacked(source))
+        found = _options(mine.shape, leaf.shape, stacked)
         if not found:
             return None
         pairs.append(Pair(source, target, role, found))
@@ -88,33 +91,40 @@ def decide(pairs: Sequence[Pair]) -> None:
         for pair in pairs:
             pair.chosen = pair.options[0]
         return
-    votes: dict[tuple[str, str], set[Chain]] = defaultdict(set)
+    votes: Votes = defaultdict(set)
     voters: dict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
     for pair in pairs:
         if len(pair.options) == 1:
             pair.chosen = pair.options[0]
-            for family in _families(pair):
+            families = _families(pair)
+            voter = unnumbered(tuple(pair.target.path.split("."))) if families else ()
+            for family in families:
                 votes[family].add(_kind(pair.chosen))
-                voters[family].add(unnumbered(tuple(pair.target.path.split("."))))
+                voters[family].add(voter)
     # That one layer is turned (a head, say) does not show that its neighbours are.
     votes = {f: cast for f, cast in votes.items() if cast == {()} or len(voters[f]) > 1 or f[0] not in _WIDE}
     turned = any(p.chosen and _kind(p.chosen) and _votes(p) for p in pairs)
+    known: dict[tuple[Families, tuple[Chain, ...]], tuple[Chain | None, str]] = {}
     for pair in pairs:
         if pair.chosen is None:
-            _follow(pair, votes, turned)
+            alike = _families(pair), pair.options
+            if alike not in known:
+                known[alike] = _voted(*alike, votes)
+            pair.chosen, pair.why = known[alike]
+            if pair.chosen is None and not turned and () in pair.options and not _hinted(pair):
+                pair.chosen = ()
 
 
-def _follow(pair: Pair, votes: dict[tuple[str, str], set[Chain]], turned: bool) -> None:
-    for family in _families(pair):
+def _voted(families: Families, ways: tuple[Chain, ...], votes: Votes) -> tuple[Chain | None, str]:
+    """The one way that the narrowest family of one mind votes for, and the reason in words."""
+    for family in families:
         cast = votes.get(family, set())
         if len(cast) == 1:
             kind = next(iter(cast))
-            fitting = [o for o in pair.options if _kind(o) == kind]
+            fitting = [o for o in ways if _kind(o) == kind]
             if len(fitting) == 1:
-                pair.chosen, pair.why = fitting[0], f"as the other `{family[1]}`"
-                return
-    if not turned and () in pair.options and not _hinted(pair):
-        pair.chosen = ()
+                return fitting[0], f"as the other `{family[1]}`"
+    return None, ""
 
 
 def _hinted(pair: Pair) -> bool:
@@ -128,14 +138,19 @@ def _hinted(pair: Pair) -> bool:
 
 def _kind(chain: Chain | None) -> Chain:
     """What a vote is about: whether axes are turned; a reshape keeps their order."""
-    turned = any(c.startswith(("transpose", "permute")) for c in chain or ())
-    return ("turned",) if turned else ()
+    if not chain:
+        return ()
+    return ("turned",) if any(c.startswith(("transpose", "permute")) for c in chain) else ()
 
 
 def _thin(pair: Pair) -> bool:
     """Whether it is one vector: a parameter of one row is no matrix, but a layer with one output has one."""
-    shape = pair.target.leaves[pair.role].shape
-    matrix = len(shape) == 2 and not pair.source.bare and prod(shape) > 1
+    return _is_thin(pair.target.leaves[pair.role].shape, pair.source.bare)
+
+
+@lru_cache(maxsize=65536)
+def _is_thin(shape: Shape, bare: bool) -> bool:
+    matrix = len(shape) == 2 and not bare and prod(shape) > 1
     return not matrix and sum(d != 1 for d in shape) < 2
 
 
@@ -144,7 +159,7 @@ def _votes(pair: Pair) -> bool:
     return not _thin(pair) and "embed" not in own  # a table of its own is no layer
 
 
-def _families(pair: Pair) -> tuple[tuple[str, str], ...]:
+def _families(pair: Pair) -> Families:
     """From narrow to wide: same module words, same tensor word, same class and block."""
     shape = pair.target.leaves[pair.role].shape
     if len(shape) < 2 or _thin(pair):
@@ -154,7 +169,7 @@ def _families(pair: Pair) -> tuple[tuple[str, str], ...]:
 
 
 @lru_cache(maxsize=65536)
-def _families_of(skeleton: str, word: str, rank: int, is_bare: bool, cls: str) -> tuple[tuple[str, str], ...]:
+def _families_of(skeleton: str, word: str, rank: int, is_bare: bool, cls: str) -> Families:
     bare = "bare" if is_bare else "module"
     # A table that is looked up is no matrix that is multiplied, though both are called `weight`.
     looked_up = "table" if "Embedding" in cls else "matrix"

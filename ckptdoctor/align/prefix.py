@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ckptdoctor.align.model import Strip
@@ -12,6 +12,7 @@ from ckptdoctor.wrappers import BY_SEGMENT, strip_key, wrapper_counts
 
 _MOST = 32  # prefixes tried a side
 _LARGE = 4000  # keys beyond which only few prefixes are tried
+_MOST_IN_LARGE = 6
 
 
 @dataclass
@@ -50,15 +51,7 @@ class Base:
 def find_base(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> Base:
     """The pair of prefixes under which most names and shapes agree; shortest wins a draw."""
     large = max(len(source), len(target)) > _LARGE
-    sets_s, sets_t = _relative(source, large), _relative(target, large)
-    scored: list[tuple[int, str, str]] = []
-    for p, names_p in sets_s.items():
-        for q, names_q in sets_t.items():
-            if large and p and q:
-                continue
-            n = len(names_p & names_q)
-            if n:
-                scored.append((n, p, q))
+    scored = list((_few if large else _all)(source, target))
     if not scored:
         return Base("", "", 0)
     best = min(scored, key=lambda row: (-row[0], len(row[1]) + len(row[2]), row[1:]))
@@ -74,7 +67,40 @@ def find_base(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> Base:
     return Base(best[1], best[2], best[0], rivals, places)
 
 
-def _relative(names: Mapping[str, Shape], large: bool) -> dict[str, set[tuple[str, Shape]]]:
+Scored = Iterator[tuple[int, str, str]]  # so many agree under this prefix and that
+
+
+def _all(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> Scored:
+    """All pairs of prefixes under which anything agrees."""
+    sets_s, sets_t = _relative(source), _relative(target)
+    for p, names_p in sets_s.items():
+        for q, names_q in sets_t.items():
+            n = len(names_p & names_q)
+            if n:
+                yield n, p, q
+
+
+def _few(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> Scored:
+    """Those with a prefix on one side at most."""
+    mine, theirs = ({n: canonical_shape(s) for n, s in side.items()} for side in (source, target))
+    for p in ("", *_prefixes(source, _MOST_IN_LARGE)):
+        for q in ("", *_prefixes(target, _MOST_IN_LARGE)) if not p else ("",):
+            n = _agreeing(theirs, q, mine) if q else _agreeing(mine, p, theirs)
+            if n:
+                yield n, p, q
+
+
+def _agreeing(names: Mapping[str, Shape], prefix: str, others: Mapping[str, Shape]) -> int:
+    """How many of the names are the other side's without the prefix, with the same shape."""
+    if not prefix:
+        return sum([others.get(name) == shape for name, shape in names.items()])
+    head, cut = f"{prefix}.", len(prefix) + 1
+    below = [(name[cut:], shape) for name, shape in names.items() if name.startswith(head)]
+    return sum([others.get(name) == shape for name, shape in below])
+
+
+def _prefixes(names: Iterable[str], most: int) -> list[str]:
+    """The prefixes of up to four segments with most below them."""
     sizes: Counter[str] = Counter()
     for name in names:
         at = name.find(".")
@@ -83,11 +109,14 @@ def _relative(names: Mapping[str, Shape], large: bool) -> dict[str, set[tuple[st
                 break
             sizes[name[:at]] += 1
             at = name.find(".", at + 1)
-    chosen = [p for p, n in sizes.most_common(6 if large else _MOST) if n > 1]
+    return [p for p, n in sizes.most_common(most) if n > 1]
+
+
+def _relative(names: Mapping[str, Shape]) -> dict[str, set[tuple[str, Shape]]]:
     found: dict[str, set[tuple[str, Shape]]] = {
         "": {(name, canonical_shape(shape)) for name, shape in names.items()}
     }
-    for prefix in chosen:
+    for prefix in _prefixes(names, _MOST):
         cut = len(prefix) + 1
         head = prefix + "."
         found[prefix] = {

@@ -118,6 +118,12 @@ def recipes() -> tuple[Recipe, ...]:
     return tuple(sorted(_read(), key=lambda r: r.name))
 
 
+@cache
+def both_ways() -> tuple[Recipe, ...]:
+    """Each recipe and its way back."""
+    return tuple(r for known in recipes() for r in (known, known.reversed()))
+
+
 def _read() -> Iterator[Recipe]:
     for file in (files("ckptdoctor.align") / "recipes").iterdir():
         if file.name.endswith(".toml"):

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations
 
-from ckptdoctor.align.names import Token, concepts_of, exclusive_values, table
+from ckptdoctor.align.names import Form, Token, concepts_of, table
 from ckptdoctor.align.units import Unit
 
 _OUT_WORDS = frozenset({"proj", "linear", "out", "output", "project", "c"})
 _ATTENTION = frozenset({"attn", "xattn"})
 _NORM_CLASSES = ("Norm",)
-
-
-def last_words(unit: Unit) -> tuple[Token, ...]:
-    """Concepts of the last segment that is more than a number."""
-    for segment in reversed(unit.name.concepts):
-        if any(isinstance(t, str) for t in segment):
-            return segment
-    return ()
 
 
 def kind_of(unit: Unit) -> str:
@@ -33,7 +25,7 @@ def kind_of(unit: Unit) -> str:
 def _kind(unit: Unit) -> str:
     if "running_mean" in unit.leaves or unit.cls.find("Norm") >= 0:
         return "norm"
-    last = last_words(unit)
+    last = unit.name.form.last
     weight = unit.leaves.get("weight")
     if weight is not None and sum(d != 1 for d in weight.shape) > 1:
         return "matrix"
@@ -42,28 +34,27 @@ def _kind(unit: Unit) -> str:
     return "scale" if "scale" in last else ""
 
 
-def values_of(unit: Unit) -> dict[str, Token]:
+def values_of(unit: Unit) -> Mapping[str, Token]:
     """Exclusive values by group, with what only the context tells (`attn.proj` is the output)."""
     if unit.values is None:
-        unit.values = _values(unit)
+        unit.values = _values(unit.name.form, unit.role, kind_of(unit) == "norm")
     return unit.values
 
 
-def _values(unit: Unit) -> dict[str, Token]:
-    found = exclusive_values(unit.name)
-    if unit.role:
-        found["leaf"] = unit.role
-    tokens = unit.name.steps
-    if kind_of(unit) == "norm":
-        norm_of = found.get("part") if found.get("part") in last_words(unit) else None
-        found.pop("part", None)
-        found.pop("ffn", None)
-        found.pop("reads", None)
+@lru_cache(maxsize=65536)
+def _values(form: Form, role: str, is_norm: bool) -> Mapping[str, Token]:
+    found = dict(form.values)
+    if role:
+        found["leaf"] = role
+    if is_norm:
+        norm_of = found.get("part") if found.get("part") in form.last else None
+        for group in ("part", "ffn", "reads"):
+            found.pop(group, None)
         return found if norm_of is None else {**found, "part": norm_of}
-    if _ATTENTION.isdisjoint(tokens):
-        if found.get("part") == "o" and "mlp" in tokens:
+    if _ATTENTION.isdisjoint(form.words):
+        if found.get("part") == "o" and "mlp" in form.words:
             del found["part"]
-    elif "part" not in found and not _OUT_WORDS.isdisjoint(last_words(unit)):
+    elif "part" not in found and not _OUT_WORDS.isdisjoint(form.last):
         found["part"] = "o"
     return found
 

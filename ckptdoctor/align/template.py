@@ -38,10 +38,11 @@ def compress(units: Sequence[Unit]) -> Templates:
 def _identity(unit: Unit, block_class: dict[Path, int]) -> tuple[object, ...]:
     """The unit's path with the number of every folded block replaced by the block's class."""
     flat = unit.name.flat
-    out: list[object] = [unit.path.count("."), unit.bare]
-    for i, token in enumerate(flat):
-        found = block_class.get(flat[: i + 1]) if isinstance(token, int) else None
-        out.append(("#", found) if found is not None else token)
+    out: list[object] = [*flat, unit.path.count("."), unit.bare]
+    for i in unit.name.places:
+        found = block_class.get(flat[: i + 1])
+        if found is not None:
+            out[i] = "#", found
     return tuple(out)
 
 
@@ -51,10 +52,10 @@ def _classes(units: Sequence[Unit]) -> dict[Path, int]:
     size: dict[Path, int] = defaultdict(int)
     for unit in units:
         flat = unit.name.flat
-        for depth, token in enumerate(flat, 1):
-            if isinstance(token, int):
-                content[flat[:depth]] += hash((flat[depth:], unit.exact)) & 0xFFFFFFFFFFFF
-                size[flat[:depth]] += 1
+        for i in unit.name.places:
+            block = flat[: i + 1]
+            content[block] += hash((flat[i + 1 :], unit.exact)) & 0xFFFFFFFFFFFF
+            size[block] += 1
     lists: dict[tuple[Path, int], list[Path]] = defaultdict(list)
     for path, total in content.items():
         lists[path[:-1], total].append(path)

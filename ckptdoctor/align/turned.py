@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
-from itertools import combinations
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align.checks import take_back
 from ckptdoctor.align.doubts import SPOKEN
 from ckptdoctor.align.model import Choice, Match
 from ckptdoctor.align.names import leaf_role
+from ckptdoctor.align.units import Shape
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
@@ -39,8 +41,10 @@ def packs(state: State) -> None:
 
 def _module_turned(match: Match) -> bool:
     """Whether a module's own matrix is turned; a bare parameter (`x @ text_projection`) is its own thing."""
+    if TURN not in match.ops:
+        return False
     leaves = {leaf_role(k.rpartition(".")[2]) for k in (match.target, *match.sources)}
-    return TURN in match.ops and leaves == {"weight"}
+    return leaves == {"weight"}
 
 
 def _square(state: State, match: Match) -> bool:
@@ -59,16 +63,32 @@ def exchanged(state: State) -> None:
     modules: dict[str, list[Match]] = defaultdict(list)
     for match in rows:
         modules[match.target.rpartition(".")[0].rpartition(".")[0]].append(match)
+    turning = {a for m in state.matches.values() if _module_turned(m) for a in _above(m.target)}
     places = {k: i for i, k in enumerate(state.source.specs)}
     for module, found in modules.items():
-        head = f"{module}." if module else ""
-        turning = any(m.target.startswith(head) and _module_turned(m) for m in state.matches.values())
-        for one, two in combinations(found, 2):
-            if state.target[one.target].shape != state.target[two.target].shape[::-1]:
-                continue
+        for one, two in _turned_pairs(state, found):
             falls = state.source.ordered and places[one.sources[0]] > places[two.sources[0]]
-            if turning or (falls and not _spoken(one) and not _spoken(two)):
+            if module in turning or (falls and not _spoken(one) and not _spoken(two)):
                 _ask_both(state, one, two)
+
+
+def _turned_pairs(state: State, found: Sequence[Match]) -> Iterator[tuple[Match, Match]]:
+    """Each two of which one has the shape of the other when it is turned, in order."""
+    shapes = [state.target[m.target].shape for m in found]
+    places: dict[Shape, list[int]] = defaultdict(list)
+    for place, shape in enumerate(shapes):
+        places[shape].append(place)
+    for place, shape in enumerate(shapes):
+        others = places.get(shape[::-1], ())
+        for other in others[bisect_right(others, place) :]:
+            yield found[place], found[other]
+
+
+def _above(key: str) -> Iterator[str]:
+    """The modules that hold the key, from the innermost to the whole, which is ``""``."""
+    while key:
+        key = key.rpartition(".")[0]
+        yield key
 
 
 def _oblong(state: State, match: Match) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
-from ckptdoctor.align.names import Name, Token, exclusive_values, leaf_role, name_of
+from ckptdoctor.align.names import Name, Token, leaf_role, name_of
 from ckptdoctor.trees import TensorSpec
 
 Shape = tuple[int, ...]
@@ -59,12 +59,17 @@ class Unit:
     key: frozenset[tuple[str, Shape]] = frozenset()
     exact: frozenset[tuple[str, Shape]] = frozenset()
     kind: str | None = None  # what roles.kind_of and roles.values_of found, kept
-    values: dict[str, Token] | None = None
+    values: Mapping[str, Token] | None = None
 
     @property
     def whole(self) -> list[str]:
         """All canonical names that the unit is made of."""
         return [k for leaf in self.leaves.values() for k in leaf.keys]
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return sum([len(leaf.keys) for leaf in self.leaves.values()])
 
     def seal(self) -> Unit:
         """Fix what is compared once all leaves are there.
@@ -104,11 +109,11 @@ def is_stacked(unit: Unit) -> bool:
     """Whether this is one tensor for all experts of a layer."""
     if not unit.bare or len(unit.leaves["weight"].shape) != 3:
         return False
-    return any("experts" in segment for segment in unit.name.concepts)
+    return "experts" in unit.name.form.words
 
 
-def split_key(key: str, siblings: Iterable[str]) -> tuple[str, str, bool]:
-    """Module path, role and whether the tensor is a bare parameter of its parent."""
+def split_key(key: str, names: Container[str]) -> tuple[str, str, bool]:
+    """Module path, role and whether the tensor is a bare parameter of its parent, one of all these names."""
     path, _, leaf = key.rpartition(".")
     if leaf.startswith(("weight_", "bias_")) or ".parametrizations." in key:
         for pattern, role in _SPECIAL:
@@ -121,7 +126,7 @@ def split_key(key: str, siblings: Iterable[str]) -> tuple[str, str, bool]:
     if leaf in _PAIRED and path:
         partner, role_name = _PAIRED[leaf]
         alone = role_name == "weight" and "norm" in name_of(path).concepts[-1]  # a norm without a bias
-        if (partner in siblings or alone) and "weight" not in siblings:
+        if (f"{path}.{partner}" in names or alone) and f"{path}.weight" not in names:
             return path, role_name, False
     m = _SUFFIXED.match(key)
     if m and not leaf.startswith(("weight", "bias")):
@@ -158,25 +163,24 @@ def dotted(keys: Iterable[str]) -> bool:
 
 def build_units(specs: Mapping[str, TensorSpec], modules: Mapping[str, str] | None = None) -> list[Unit]:
     """Group keys into units, in order."""
-    slashes = not dotted(specs)
-    readable = {k: (k.replace("/", ".").removesuffix(":0") if slashes else k) for k in specs}
-    siblings: dict[str, set[str]] = defaultdict(set)
-    for text in readable.values():
-        path, _, leaf = text.rpartition(".")
-        siblings[path].add(leaf)
+    texts: Iterable[str] = specs
+    if not dotted(specs):
+        texts = [k.replace("/", ".").removesuffix(":0") for k in specs]
+    names = specs if texts is specs else frozenset(texts)
     units: dict[tuple[str, bool], Unit] = {}
-    for key, text in readable.items():
-        path, role, bare = split_key(text, siblings[text.rpartition(".")[0]])
+    for text, (key, spec) in zip(texts, specs.items(), strict=True):
+        path, role, bare = split_key(text, names)
         unit = units.get((path, bare))
         if unit is None or role in unit.leaves:
             if unit is not None:
                 path, role, bare = text, "weight", True
-            cls = (modules or {}).get(path, "")
+            cls = modules.get(path, "") if modules else ""
             unit = units.setdefault((path, bare), Unit(len(units), path, {}, name_of(path), bare, cls))
-        shape = specs[key].shape
-        turned = "kernel" in key or (role == "bias" and len(shape) == 2)
-        part = _attention_part(unit.name) if turned else None
-        unit.leaves[role] = leaf_of(key, shape, part, role)
+        shape = spec.shape
+        if "kernel" in key or (role == "bias" and len(shape) == 2):
+            unit.leaves[role] = leaf_of(key, shape, _attention_part(unit.name), role)
+        else:
+            unit.leaves[role] = Leaf((key,), shape)
     return [unit.seal() for unit in _merged(list(units.values()))]
 
 
@@ -185,16 +189,18 @@ def _attention_part(name: Name) -> Token | None:
     last = name.concepts[-1] if name.concepts else ()
     if last == ("out",) and len(name.concepts) > 1 and "attn" in name.concepts[-2]:
         return "o"
-    part = exclusive_values(name).get("part")
+    part = name.form.values.get("part")
     return part if part in last else None
 
 
 def _merged(units: list[Unit]) -> list[Unit]:
     """A weight and a bias that the file names apart (`query.weight`, `q_bias`) are one module's."""
+    lone = [u for u in units if len(u.leaves) == 1 and not u.bare]
+    if not any("bias" in u.leaves for u in lone):
+        return units
     homes: dict[tuple[object, ...], list[Unit]] = defaultdict(list)
-    for unit in units:
-        if not unit.bare and len(unit.leaves) == 1:
-            homes[unit.path.rpartition(".")[0], unit.name.steps].append(unit)
+    for unit in lone:
+        homes[unit.path.rpartition(".")[0], unit.name.steps].append(unit)
     gone: set[int] = set()
     for pair in homes.values():
         if len(pair) == 2 and {r for u in pair for r in u.leaves} == {"weight", "bias"}:

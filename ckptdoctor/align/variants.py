@@ -62,7 +62,7 @@ def families(state: State) -> None:
 def _blocks(units: list[Unit], unit: Unit) -> int:
     """How many blocks the list has to which the unit belongs."""
     flat = unit.name.flat
-    i = next((i for i, t in enumerate(flat) if isinstance(t, int)), None)
+    i = unit.name.places[0] if unit.name.places else None
     return 0 if i is None else len({u.name.flat[i] for u in units if u.name.flat[:i] == flat[:i]})
 
 
@@ -148,8 +148,8 @@ def little_fits(state: State) -> None:
     names = {u.path for u in state.sources} & {u.path for u in state.targets}
     used_s |= {u.index for u in state.sources if u.path in names}  # a head with other rows fits by name
     used_t |= {u.index for u in state.targets if u.path in names}
-    mine = sum(len(sources[i].whole) for i in used_s), sum(len(u.whole) for u in state.sources)
-    theirs = sum(len(targets[i].whole) for i in used_t), sum(len(u.whole) for u in state.targets)
+    mine = sum(sources[i].size for i in used_s), sum(u.size for u in state.sources)
+    theirs = sum(targets[i].size for i in used_t), sum(u.size for u in state.targets)
     if state.refusal or state.crossed or not mine[1] or not theirs[1]:
         return  # a recipe that explains both trees knows the architecture
     named = state.base.exact >= LITTLE * min(mine[1], theirs[1])

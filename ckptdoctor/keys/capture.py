@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from ckptdoctor.keys.grammar import Group, Index, PatternError, Segment, Span, Star, parse
-from ckptdoctor.keys.names import NUMBER_LIMIT, printable, skeleton
+from ckptdoctor.keys.names import NUMBER, NUMBER_LIMIT, printable, skeleton
 
 _NUMBER = "(0|[1-9][0-9]{0,14})"
+_NUMBERS = re.compile(f"({NUMBER.pattern})")
+
+Place = Star | tuple[tuple[str, ...], tuple[str | Index, ...]]  # texts, and the numbers between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,10 @@ class Capture:
         self.indices: list[Index] = []
         self.stars = 0
         self.deep = 0
-        self._regex = re.compile("".join(map(self._segment_regex, self.segments)))
-        self._pieces = _pieces(self.segments)
+        self._texts = list(map(self._segment_regex, self.segments))
+        self.pieces = _pieces(self.segments)
         # Where the regex's groups are, so that a match walks through them and not through the pattern.
-        places = [p for p in self._pieces if not isinstance(p, str)]
+        places = [p for p in self.pieces if not isinstance(p, str)]
         self._index_places = [(i, p) for i, p in enumerate(places) if isinstance(p, Index)]
         self._star_places = [i for i, p in enumerate(places) if isinstance(p, Star)]
         self._deep_place = places.index(None) if None in places else -1
@@ -62,6 +65,20 @@ class Capture:
     def key(self) -> str:
         """The one key of a literal pattern."""
         return ".".join("".join(a for a in s or () if isinstance(a, str)) for s in self.segments)
+
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        return re.compile("".join(self._texts))  # slow, and most patterns never need it: see forms.py
+
+    @cached_property
+    def places(self) -> list[Place | None]:
+        """Per segment: its texts and what stands between them, a star, or None for ``**``."""
+        return [_place(s) for s in self.segments]
+
+    @property
+    def deep_at(self) -> int:
+        """Which segment is the ``**``."""
+        return self.segments.index(None)
 
     def skeletons(self) -> list[str | None]:
         """Per segment: the text with numbers and indices as ``#``; None for ``*``; ``**`` as ``"**"``."""
@@ -108,7 +125,7 @@ class Capture:
         indices: dict[str, int] = {}
         for place, atom in self._index_places:
             value = int(groups[place])
-            if atom.within and not _within(value, atom.within):
+            if atom.within and not is_within(value, atom.within):
                 return None
             if indices.setdefault(atom.name, value - atom.offset) != value - atom.offset:
                 return None
@@ -128,12 +145,12 @@ class Capture:
     def _filled(self, binding: Binding) -> str | None:
         text: list[str] = []
         stars = iter(binding.stars)
-        for piece in self._pieces:
+        for piece in self.pieces:
             if isinstance(piece, str):
                 text.append(piece)
             elif isinstance(piece, Index):
                 value = binding.indices[piece.name] + piece.offset
-                if not 0 <= value < NUMBER_LIMIT or (piece.within and not _within(value, piece.within)):
+                if not 0 <= value < NUMBER_LIMIT or (piece.within and not is_within(value, piece.within)):
                     return None
                 text.append(str(value))
             else:
@@ -156,7 +173,26 @@ def _pieces(segments: Sequence[Segment]) -> list[str | Index | Star | None]:
     return pieces
 
 
-def _within(value: int, spans: tuple[Span, ...]) -> bool:
+def _place(segment: Segment) -> Place | None:
+    if segment is None:
+        return None
+    if Star() in segment:
+        return Star()
+    texts, open_ = [""], list[str | Index]()
+    for atom in segment:
+        if isinstance(atom, Index):
+            open_.append(atom)
+            texts.append("")
+        elif isinstance(atom, str):
+            first, *more = _NUMBERS.split(atom)
+            texts[-1] += first
+            open_ += more[::2]
+            texts += more[1::2]
+    return tuple(texts), tuple(open_)
+
+
+def is_within(value: int, spans: tuple[Span, ...]) -> bool:
+    """Whether the value is in one of the spans; none at all are no limit."""
     return not spans or any(s.low <= value <= s.high for s in spans)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ckptdoctor.keys.capture import Capture, capture
+from ckptdoctor.keys.forms import Form, Way, fit, take_apart
 from ckptdoctor.keys.grammar import Index, Star
-from ckptdoctor.keys.names import numbers, skeleton
+from ckptdoctor.keys.names import numbers
 
 FEW = 4  # so many patterns are asked one by one
 MAX_FILED = 1000  # numbers under which one pattern is filed
@@ -52,32 +53,79 @@ class Rule:
 
 
 class FirstMatch:
-    """Which of many patterns, in order, fit a key; the cost hardly grows with their number."""
+    """Which of many patterns, in order, fit a key; the cost hardly grows with their number.
 
-    def __init__(self, patterns: Sequence[str]) -> None:
+    With ``to``, what the key becomes by them: each is then one side of a :class:`Rule`.
+    """
+
+    def __init__(self, patterns: Sequence[str], to: Sequence[str] = ()) -> None:
+        self._patterns = [capture(text) for text in patterns]
+        self._to = [capture(text) for text in to]
         self._literal: dict[str, list[int]] = {}
         self._root = _Node()
-        self._buckets: dict[str, list[_Bucket]] = {}  # by skeleton: keys of equal blocks ask once
-        for position, text in enumerate(patterns):
-            pattern = capture(text)
+        self._forms: dict[Form, _Filed] = {}  # keys of equal blocks ask once
+        for position, pattern in enumerate(self._patterns):
             if pattern.is_literal:
                 self._literal.setdefault(pattern.key(), []).append(position)
             else:
                 self._root.add(pattern, position)
 
+    @classmethod
+    def of(cls, rules: Sequence[Rule]) -> FirstMatch:
+        """Of rename rules."""
+        return cls([r.from_ for r in rules], [r.to for r in rules])
+
     def candidates(self, key: str) -> list[int]:
         """Positions of the patterns that may fit, in order; the caller asks each of them."""
-        text = skeleton(key)
-        buckets = self._buckets.get(text)
-        if buckets is None:
-            buckets = [b for b in self._root.find(text.split(".")) if b.entries]
-            self._buckets[text] = buckets
+        form, numbers = take_apart(key)
+        return self._candidates(key, self._filed(form), numbers)
+
+    def renamings(self, key: str) -> Iterator[tuple[int, str]]:
+        """Position and new name for each rule that fits, in order."""
+        form, numbers = take_apart(key)
+        filed = self._filed(form)
+        ways = filed.all
+        if ways is None:
+            ways = self._ways(form, filed, self._candidates(key, filed, numbers))
+            if filed.few and not self._literal:
+                filed.all = ways  # every key of the form has the same
+        for position, way in ways:
+            new = way.rename(numbers)
+            if new is not None:
+                yield position, new
+
+    def first(self, key: str) -> tuple[int, str] | None:
+        """Position of the first rule that fits and the new name."""
+        return next(self.renamings(key), None)
+
+    def _filed(self, form: Form) -> _Filed:
+        filed = self._forms.get(form)
+        if filed is None:
+            buckets = [b for b in self._root.find("#".join(form).split(".")) if b.entries]
+            filed = self._forms[form] = _Filed(buckets)
+        return filed
+
+    def _candidates(self, key: str, filed: _Filed, numbers: Sequence[str]) -> list[int]:
         found = list(self._literal.get(key, ()))
-        if buckets:
-            counted = numbers(key)
-            for bucket in buckets:
-                found += bucket.fitting(counted)
+        for bucket in filed.buckets:
+            found += bucket.fitting(numbers)
         return sorted(found)
+
+    def _ways(self, form: Form, filed: _Filed, positions: Sequence[int]) -> list[tuple[int, Way]]:
+        for position in positions:
+            if position not in filed.ways:
+                filed.ways[position] = fit(self._patterns[position], self._to[position], form)
+        return [(p, way) for p in positions if (way := filed.ways[p]) is not None]
+
+
+class _Filed:
+    """What is known of one form: its buckets, and how the rules asked for so far take it."""
+
+    def __init__(self, buckets: list[_Bucket]) -> None:
+        self.buckets = buckets
+        self.few = all(len(b.entries) < FEW for b in buckets)
+        self.ways: dict[int, Way | None] = {}
+        self.all: list[tuple[int, Way]] | None = None
 
 
 class _Bucket:
@@ -91,7 +139,7 @@ class _Bucket:
     def add(self, position: int, fixed: list[frozenset[int] | None]) -> None:
         self.entries.append((position, fixed))
 
-    def fitting(self, found: Sequence[int]) -> list[int]:
+    def fitting(self, found: Sequence[str]) -> list[int]:
         """The patterns that may fit a key of this skeleton with these numbers."""
         if len(self.entries) < FEW:
             return [position for position, _ in self.entries]
@@ -100,7 +148,7 @@ class _Bucket:
         assert self._column is not None
         if self._column >= len(found):
             return []
-        return self._by_value.get(-1, []) + self._by_value.get(found[self._column], [])
+        return self._by_value.get(-1, []) + self._by_value.get(int(found[self._column]), [])
 
     def _sort(self) -> None:
         """Choose the number that most patterns fix, and file the patterns by it; -1 are those with any."""

@@ -61,8 +61,8 @@ class _Carrier:
     def run(self) -> Carried:
         shared = self.shared()
         drops = self.drops()
-        patterns, origin = self.patterns()
-        index = FirstMatch(patterns) if patterns else None
+        patterns, to, origin = self.patterns()
+        index = FirstMatch(patterns, to) if patterns else None
         for name, key in self.names.items():
             self.one(name, key, drops.get(name), index, patterns, origin, shared)
         self.check_sets()
@@ -77,9 +77,13 @@ class _Carrier:
                     first.setdefault(name, number)
         return first
 
-    def patterns(self) -> tuple[list[str], list[tuple[int, int]]]:
-        """All patterns in order, and for each its step and its place among the step's sources."""
+    def patterns(self) -> tuple[list[str], list[str], list[tuple[int, int]]]:
+        """All patterns in order, what each makes of a name, and its step and place among the step's sources.
+
+        A transform's patterns make nothing new by themselves.
+        """
         patterns: list[str] = []
+        to: list[str] = []
         origin: list[tuple[int, int]] = []
         for number, step in enumerate(self.steps):
             texts: list[str] = []
@@ -88,8 +92,9 @@ class _Carrier:
             elif isinstance(step, Transform) and not step.shared:
                 texts = step.sources
             patterns += texts
+            to += [step.to] if isinstance(step, Rename) else texts
             origin += [(number, place) for place in range(len(texts))]
-        return patterns, origin
+        return patterns, to, origin
 
     def one(
         self,
@@ -102,31 +107,27 @@ class _Carrier:
         shared: set[str],
     ) -> None:
         """Find the first step that fits this name, and do what it says."""
-        for position in index.candidates(name) if index else ():
+        for position, new in index.renamings(name) if index else ():
             number, place = origin[position]
             if drop is not None and drop < number:
                 break
+            if isinstance(self.steps[number], Rename):
+                return self.add(number, new, (key,), ())
             binding = capture(patterns[position]).match(name)
-            if binding is not None and self.take(number, place, name, key, binding):
-                return
+            if binding is not None:
+                return self.take(number, place, name, binding)
         if drop is not None:
             self.carried.dropped.append((drop, key))
         elif name not in shared:
             self.add(None, name, (key,), ())
             self.carried.unchanged += 1
 
-    def take(self, number: int, place: int, name: str, key: str, binding: Binding) -> bool:
+    def take(self, number: int, place: int, name: str, binding: Binding) -> None:
         step = self.steps[number]
-        if isinstance(step, Rename):
-            new = capture(step.to).fill(binding)
-            if new is not None:
-                self.add(number, new, (key,), ())
-            return new is not None
         assert isinstance(step, Transform)
         self.owned[name] = number
         if place == 0:
             self.in_sets.update(self.transform(number, step, binding))
-        return True
 
     def transform(self, number: int, step: Transform, binding: Binding) -> list[str]:
         names = [self.part(number, p, binding) for p in step.sources]
@@ -185,16 +186,9 @@ def _matching(pattern: str, names: Iterable[str]) -> Iterator[tuple[str, Binding
 
 def first_rules(ties: Sequence[tuple[int, Tie]]) -> Callable[[str], list[tuple[int, str]]]:
     """A function from one of the model's keys to the ``(step, key)`` that tie steps tie to it."""
-    index = FirstMatch([step.from_ for _, step in ties])
+    index = FirstMatch([step.from_ for _, step in ties], [step.to for _, step in ties])
 
     def find(key: str) -> list[tuple[int, str]]:
-        found: list[tuple[int, str]] = []
-        for position in index.candidates(key):
-            number, step = ties[position]
-            binding = capture(step.from_).match(key)
-            other = None if binding is None else capture(step.to).fill(binding)
-            if other is not None:
-                found.append((number, other))
-        return found
+        return [(ties[position][0], other) for position, other in index.renamings(key)]
 
     return find

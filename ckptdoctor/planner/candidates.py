@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ckptdoctor.keys import Rule
+from ckptdoctor.keys.forms import take_apart
 from ckptdoctor.keys.grammar import escape
-from ckptdoctor.keys.names import NUMBER
 from ckptdoctor.planner.heads import Head, heads
 from ckptdoctor.planner.indices import (
     Formula,
@@ -21,7 +20,6 @@ from ckptdoctor.planner.indices import (
     variable_names,
 )
 
-_NUMBERS = re.compile(f"({NUMBER.pattern})")
 Literals = tuple[str, ...]
 
 
@@ -74,8 +72,8 @@ def _dotless(text: str) -> str:
 
 def cut(text: str) -> tuple[Literals, tuple[int, ...]]:
     """Texts between the numbers, and the numbers."""
-    parts = _NUMBERS.split(text)
-    return tuple(parts[::2]), tuple(map(int, parts[1::2]))
+    literals, numbers = take_apart(text)
+    return literals, tuple(map(int, numbers))
 
 
 def head_candidates(pairs: Mapping[str, str]) -> list[Candidate]:
@@ -87,7 +85,7 @@ def head_candidates(pairs: Mapping[str, str]) -> list[Candidate]:
         groups.setdefault((old, new, head.tail == ""), []).append((head, old_numbers, new_numbers))
     found: list[Candidate] = []
     for (old, new, _), members in groups.items():
-        tail = max((m[0].tail for m in members), key=len)
+        tail = max((m[0].tail or "" for m in members), key=len)
         rows = [(o, n) for _, o, n in members]
         found += [Candidate(old, new, f, tail) for f in formulas(rows)]
     return found

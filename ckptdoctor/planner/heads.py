@@ -10,24 +10,24 @@ Paths are written with a dot before each segment, so that the root is ``""``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+_TAILS = ("", ".*", ".**")
 
 
 @dataclass(slots=True)
 class Head:
-    """Keys below ``old`` go below ``new``; ``rests``: how many segments deeper (0: the key itself)."""
+    """Keys below ``old`` go below ``new``; ``tail`` is nothing, one segment, or any number; None: no key."""
 
     old: str
     new: str
-    rests: set[int] = field(default_factory=set)
+    tail: str | None = None
 
-    @property
-    def tail(self) -> str:
-        """How the rule ends: nothing, one segment, or any number."""
-        if self.rests == {0}:
-            return ""
-        return ".*" if self.rests == {1} else ".**"
+    def take(self, rest: int) -> None:
+        """One more key, so many segments deeper (0: the key itself)."""
+        tail = _TAILS[min(rest, 2)]
+        self.tail = tail if self.tail in (None, tail) else _TAILS[2]
 
 
 class _Tree:
@@ -48,18 +48,26 @@ class _Tree:
     def lift(self, node: str, levels: dict[int, list[str]], depth: int) -> None:
         at = node.rfind(".")
         parent, segment = node[:at], node[at:]
-        siblings = self.children.setdefault(parent, [])
-        if not siblings:
+        siblings = self.children.get(parent)
+        if siblings is None:
+            self.children[parent] = [node]
+            self.votes[parent] = votes = {}
             levels.setdefault(depth - 1, []).append(parent)
-        siblings.append(node)
-        votes = self.votes.setdefault(parent, {})
-        for new in self.best(node) if node in self.votes else (self.ends[node],):
+        else:
+            siblings.append(node)
+            votes = self.votes[parent]
+        for new in self.best(node):
             if new.endswith(segment):
                 head = new[: -len(segment)]
                 votes[head] = votes.get(head, 0) + 1
 
-    def best(self, node: str) -> list[str]:
+    def best(self, node: str) -> Iterable[str]:
         """The new heads that explain most of what is directly below this node."""
+        votes = self.votes.get(node)
+        if votes is None:
+            return (self.ends[node],)
+        if len(votes) == 1 and node not in self.ends:
+            return votes
         votes = self.all_votes(node)
         most = max(votes.values(), default=0)
         return [head for head, n in votes.items() if n == most]
@@ -81,19 +89,18 @@ def heads(pairs: Mapping[str, str]) -> list[Head]:
     stack: list[tuple[str, Head]] = [("", Head("", ""))]
     while stack:
         node, rule = stack.pop()
-        inherited = rule.new + node[len(rule.old) :]
-        votes = tree.all_votes(node) if node in tree.votes else {}  # a key alone outvotes nothing
-        most = max(votes.values(), default=0)
-        if most - votes.get(inherited, 0) >= 2:
-            new = min((h for h, n in votes.items() if n == most), key=lambda h: (len(h), h))
-            rule = Head(node, new)
-            found.append(rule)
-            inherited = new
-        end = tree.ends.get(node)
+        children, end = tree.children.get(node, ()), tree.ends.get(node)
+        if len(children) + (end is not None) > 1:  # one alone outvotes nothing
+            votes = tree.all_votes(node)
+            most = max(votes.values(), default=0)
+            if most - votes.get(rule.new + node[len(rule.old) :], 0) >= 2:
+                new = min((h for h, n in votes.items() if n == most), key=lambda h: (len(h), h))
+                rule = Head(node, new)
+                found.append(rule)
         if end is not None:
-            if end != inherited:
-                found.append(Head(node, end, {0}))
+            if end != rule.new + node[len(rule.old) :]:
+                found.append(Head(node, end, ""))
             else:
-                rule.rests.add(node.count(".") - rule.old.count("."))
-        stack += [(child, rule) for child in reversed(tree.children.get(node, ()))]
-    return [rule for rule in found if rule.rests]
+                rule.take(node.count(".") - rule.old.count("."))
+        stack += [(child, rule) for child in reversed(children)]
+    return [rule for rule in found if rule.tail is not None]

@@ -112,27 +112,20 @@ class _Fitting:
     def use(self, candidates: Sequence[Candidate]) -> None:
         self.candidates = sorted(candidates, key=lambda c: (c.front == "", -c.depth, c.free, str(c.old)))
         self.rules = [c.rule for c in self.candidates]
-        self.index = FirstMatch([r.from_ for r in self.rules])
+        self.index = FirstMatch.of(self.rules)
+        self.fits: dict[str, list[int]] = {}
 
     def fitting(self, name: str) -> list[int]:
         """The rules that fit a name, most specific first."""
-        return [p for p in self.index.candidates(name) if self.rules[p].apply(name) is not None]
-
-    def first(self, name: str) -> tuple[int | None, str]:
-        """The first rule that fits, and the new name."""
-        for position in self.index.candidates(name):
-            new = self.rules[position].apply(name)
-            if new is not None:
-                return position, new
-        return None, name
+        return [position for position, _ in self.index.renamings(name)]
 
     def winners(self) -> list[list[str]]:
         """Per rule, the names that it renames."""
         won: list[list[str]] = [[] for _ in self.rules]
         for name in self.pairs:
-            position, _ = self.first(name)
-            if position is not None:
-                won[position].append(name)
+            found = self.index.first(name)
+            if found is not None:
+                won[found[0]].append(name)
         return won
 
     def run(self) -> list[Renamed]:
@@ -143,12 +136,18 @@ class _Fitting:
                 return self.by_name(wrong)
             narrower = (self.narrower(p, c, blamed.get(p)) for p, c in enumerate(self.candidates))
             self.use([c for candidates in narrower for c in candidates])
-        return self.ordered(self.rules)
+        return self.ordered(self.rules, self.fits)
 
     def wrong(self) -> list[str]:
-        """Names that come out wrong."""
-        wrong = [n for n, target in self.pairs.items() if self.first(n)[1] != target]
-        return wrong + [n for n in self.reserved if self.first(n)[0] is not None]
+        """Names that come out wrong; ``fits`` gets which rules fit each name that any does."""
+        wrong: list[str] = []
+        for name, target in self.pairs.items():
+            found = list(self.index.renamings(name))
+            if (found[0][1] if found else name) != target:
+                wrong.append(name)
+            if found:
+                self.fits[name] = [position for position, _ in found]
+        return wrong + [n for n in self.reserved if self.index.first(n) is not None]
 
     def blame(self, wrong: Sequence[str]) -> dict[int, list[str]]:
         """The rules that can be limited, with the wrong names that they fit."""
@@ -184,22 +183,18 @@ class _Fitting:
         special = [explicit(n, self.pairs[n]) for n in names]
         replaced = {rule.from_ for rule in special}
         rest = [r for p, r in enumerate(self.rules) if p not in hopeless and r.from_ not in replaced]
-        return self.ordered([*special, *rest])
+        rules = [*special, *rest]
+        return self.ordered(rules, _all_fits(rules, self.pairs))
 
-    def ordered(self, rules: Sequence[Rule]) -> list[Renamed]:
+    def ordered(self, rules: Sequence[Rule], fits: Mapping[str, list[int]]) -> list[Renamed]:
         """The rules that are needed, as the checkpoint's keys come, exceptions before what they except."""
-        fits = _all_fits(rules, self.pairs)
         return _in_key_order(rules, fits, _needed(rules, fits, self.pairs))
 
 
 def _all_fits(rules: Sequence[Rule], pairs: Mapping[str, str]) -> dict[str, list[int]]:
-    index = FirstMatch([r.from_ for r in rules])
-    fits: dict[str, list[int]] = {}
-    for name in pairs:
-        found = [p for p in index.candidates(name) if rules[p].apply(name) is not None]
-        if found:
-            fits[name] = found
-    return fits
+    index = FirstMatch.of(rules)
+    fits = {name: [position for position, _ in index.renamings(name)] for name in pairs}
+    return {name: found for name, found in fits.items() if found}
 
 
 def _needed(rules: Sequence[Rule], fits: Mapping[str, list[int]], pairs: Mapping[str, str]) -> set[int]:

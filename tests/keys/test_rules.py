@@ -104,6 +104,41 @@ def test_the_index_of_patterns_misses_none(key: str) -> None:
     assert candidates == sorted(set(candidates))
 
 
+NUMBERED = [Rule(p, p) for p in PATTERNS] + [
+    Rule("a.{i}.**", "b.x{i+1}.**"),
+    Rule("a.{i:1..3}.w", "a%s.{i-2}.w"),
+    Rule("a.{i}.{j}.*", "{j}.{i}.*"),
+    Rule("a{i}.b{i+1}.w", "ab.{i}.w"),
+    Rule("**.{i}.w", "**.{i+1:0..4}.w"),
+    Rule("*.**.w", "*.**"),
+]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a", "w", "0", "1", "3", "5", "a1", "b2", "a%s", "a#", "01", "", "x1y2", "9" * 16]),
+        min_size=1,
+        max_size=5,
+    ).map(".".join)
+)
+def test_many_rules_at_once_give_what_each_gives(key: str) -> None:
+    for rules in (NUMBERED, RULES, NUMBERED[:2], NUMBERED[-3:]):
+        new = [(p, name) for p, r in enumerate(rules) if (name := r.apply(key)) is not None]
+        many = FirstMatch.of(rules)
+        assert list(many.renamings(key)) == new
+        assert many.first(key) == (new[0] if new else None)
+        assert list(many.renamings(key)) == new  # what it knows of the form by now
+
+
+@given(st.lists(KEYS, min_size=2))
+def test_rules_that_know_a_form_keep_keys_apart(keys: list[str]) -> None:
+    many = FirstMatch.of(RULES)
+    for key in keys:
+        assert list(many.renamings(key)) == [
+            (p, name) for p, r in enumerate(RULES) if (name := r.apply(key)) is not None
+        ]
+
+
 def test_lists_fold_in_their_order() -> None:
     experts = [f"x.{{i}}.e.{e}.{w}.weight" for e in range(4) for w in ("w1", "w3")]
     assert fold_in_order(experts) == ["x.{i}.e.{0..3}.{w1,w3}.weight"]
