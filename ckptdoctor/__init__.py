@@ -60,21 +60,23 @@ _HOMES = {
     "ResumeReceipt": "ckptdoctor.training.receipt",
     "Saving": "ckptdoctor.training.background",
     "auto_resume": "ckptdoctor.training.resume",
+    "inspect": "ckptdoctor.inspecting",
     "register_migrations": "ckptdoctor.contract.runtime",
     "save_checkpoint": "ckptdoctor.training.save",
     **dict.fromkeys(
-        ("apply", "auto_load", "check", "diagnose", "diff", "inspect", "plan", "snapshot"), "ckptdoctor.api"
+        ("apply", "auto_load", "check", "diagnose", "diff", "plan", "snapshot"), "ckptdoctor.api"
     ),
 }
 
 if TYPE_CHECKING:
-    from ckptdoctor.api import apply, auto_load, check, diagnose, diff, inspect, plan, snapshot
+    from ckptdoctor.api import apply, auto_load, check, diagnose, diff, plan, snapshot
     from ckptdoctor.contract.report import CheckReport
     from ckptdoctor.contract.runtime import register_migrations
     from ckptdoctor.diagnosis import Diagnosis
     from ckptdoctor.diagnostics import Diagnostic
     from ckptdoctor.errors import CkptDoctorError
     from ckptdoctor.formats.base import Archive
+    from ckptdoctor.inspecting import inspect
     from ckptdoctor.plan import Plan
     from ckptdoctor.receipt import Receipt
     from ckptdoctor.training.background import Saving

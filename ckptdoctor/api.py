@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.decisions import Decision, parse_decisions
 from ckptdoctor.errors import ApplyError, DecisionError, PlanError
+from ckptdoctor.inspecting import inspect as inspect
 from ckptdoctor.keys import printable
 from ckptdoctor.running import into_file, into_model
 
@@ -29,31 +29,6 @@ PathLike = str | os.PathLike[str]
 Model = Any  # torch.nn.Module | ParamTree | str | os.PathLike[str]; torch is not imported to say so
 Decisions = Iterable[str | Decision]
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
-
-
-def inspect(path: PathLike, *, deep: bool = False) -> Archive:
-    """Read what a checkpoint holds: state dicts, shapes, dtypes, devices, envelopes, what is unusual.
-
-    Only headers are read; nothing in the file is executed and no torch is needed. ``deep=True`` reads the
-    bytes as well and checks their checksums and for NaN and infinite values. Raises
-    :class:`~ckptdoctor.errors.ReadError` (unknown, damaged or unreadable file).
-
-    >>> archive = inspect("model.pth")                                  # doctest: +SKIP
-    >>> [state_dict.path for state_dict in archive.state_dicts]         # doctest: +SKIP
-    ['state_dict']
-    """
-    from ckptdoctor.formats import open_checkpoint
-
-    archive = open_checkpoint(path, lazy=True)
-    if archive.mentions_optimizer:
-        from ckptdoctor.training.checks import archive_findings
-
-        archive = replace(archive, diagnostics=(*archive.diagnostics, *archive_findings(archive)))
-    if deep:
-        from ckptdoctor.formats import deep_check
-
-        archive = replace(archive, diagnostics=(*archive.diagnostics, *deep_check(archive)))
-    return archive
 
 
 def snapshot(model: torch.nn.Module) -> ParamTree:

@@ -82,6 +82,43 @@ def test_a_diagnosis_against_a_reference_imports_nothing_heavy(checkpoint: str) 
     assert not loaded & set(HEAVY)
 
 
+# What a program that asks for JSON has no use for, and would wait for.
+NOT_FOR_JSON = {
+    *HEAVY,
+    *(
+        "click",
+        "rich",
+        "pathlib",
+        "urllib",
+        "uuid",
+        "datetime",
+        "tempfile",
+        "subprocess",
+        "zipfile",
+        "logging",
+    ),
+    *("importlib.metadata", "ckptdoctor.api", "ckptdoctor.cli.commands", "ckptdoctor.decisions"),
+    *("ckptdoctor.diagnostics", "ckptdoctor.formats.content", "ckptdoctor.formats.pickle_records"),
+    *("ckptdoctor.keys.grammar", "ckptdoctor.keys.folding", "ckptdoctor.reports.page"),
+}
+
+
+def imported(*args: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *args], text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
+
+
+@pytest.mark.parametrize("script", [False, True], ids=["python -m", "script"])
+def test_inspect_as_json_imports_nothing_that_it_does_not_need(checkpoint: str, script: bool) -> None:
+    entry = ["-c", "from ckptdoctor.cli import main; main()"] if script else ["-m", "ckptdoctor"]
+    loaded = imported(*entry, "inspect", checkpoint, "--format", "json")
+    assert {"ckptdoctor.formats.torch_zip", "ckptdoctor.reports.contents"} <= loaded
+    assert not (loaded - imported("-c", "pass")) & NOT_FOR_JSON
+
+
 @pytest.fixture
 def bare(tmp_path: Path) -> str:
     """A PYTHONPATH that hides torch."""

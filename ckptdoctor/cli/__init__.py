@@ -2,55 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from typing import NoReturn
-
-import click
-
-from ckptdoctor import __version__
-from ckptdoctor.cli.running import run
-
-# Command -> the module that has it, in the order of --help. Only the asked one is imported.
-COMMANDS = {
-    **dict.fromkeys(("inspect",), "looking"),
-    **dict.fromkeys(("diagnose", "plan"), "examining"),
-    **dict.fromkeys(("apply", "repair"), "repairing"),
-    **dict.fromkeys(("diff", "explain"), "looking"),
-    **dict.fromkeys(("lint", "strip", "extract"), "training"),
-    **dict.fromkeys(("lock", "check", "migrate", "release", "files"), "contract"),
-}
-
-
-class _Commands(click.Group):
-    """Imports a command when it is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = COMMANDS.get(cmd_name)
-        if module is None:
-            return None
-        command: click.Command = getattr(import_module(f"ckptdoctor.cli.{module}"), cmd_name)
-        return command
-
-
-@click.group(
-    cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 loads strictly as it is, or done; 1 findings or open questions; 2 could not check.",
-)
-@click.version_option(__version__, "--version", "-V", message="ckptdoctor %(version)s")
-def group() -> None:
-    """Why does this PyTorch checkpoint not load, and what repairs it, provably?
-
-    MODEL is model.py, model.py:factory_or_class, package.module:name, a reference checkpoint or a .tree file.
-    Nothing in a checkpoint is ever executed.
-    """
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 fine, 1 findings, 2 could not check."""
-    sys.exit(run(group, list(sys.argv[1:] if args is None else args)))
+    words = list(sys.argv[1:] if args is None else args)
+    asked = plain_inspect(words)
+    if asked is None or "_CKPTDOCTOR_COMPLETE" in os.environ:
+        from ckptdoctor.cli.commands import group
+        from ckptdoctor.cli.running import run
+
+        sys.exit(run(group, words))
+    from ckptdoctor.cli.ending import ended
+    from ckptdoctor.cli.inspecting import inspected
+
+    sys.exit(ended(lambda: inspected(*asked), words))
+
+
+def plain_inspect(words: Sequence[str]) -> tuple[str, str] | None:
+    """File and form of ``inspect FILE [--format FORM]``; None for every other command line.
+
+    Programs ask that of many files, and importing click would take a fifth of it.
+    """
+    match words:
+        case ["inspect", file]:
+            form = "text"
+        case ["inspect", file, "--format", form] | ["inspect", "--format", form, file]:
+            pass
+        case _:
+            return None
+    from ckptdoctor.cli.output import FORMATS
+
+    return None if file.startswith("-") or form not in FORMATS else (file, form)

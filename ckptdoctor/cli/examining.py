@@ -88,7 +88,7 @@ def diagnose(
         write_trace(reporter, sys.stderr)
     blocked = False
     if optimizer:
-        from ckptdoctor.cli.running import say
+        from ckptdoctor.cli.ending import say
         from ckptdoctor.training.checks import optimizer_findings
 
         before = len(found.diagnostics)
@@ -122,8 +122,8 @@ def plan(model: str, checkpoint: str, form: str, out: str | None, verbose: bool,
     only; mmengine (revise_keys) and transformers (key_mapping) are tables of renames.
     Exits 1, with the open questions on stderr and no plan, while something is undecided.
     """
+    from ckptdoctor.cli.ending import say
     from ckptdoctor.cli.output import explain_refusal, opened
-    from ckptdoctor.cli.running import say
     from ckptdoctor.keys import printable
 
     found = examine(model, checkpoint, options)

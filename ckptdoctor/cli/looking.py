@@ -26,20 +26,9 @@ def inspect(checkpoint: str, deep: bool, form: str, out: str | None, verbose: bo
 
     Needs no torch and executes nothing in the file. Exits 1 when something is unusual.
     """
-    from ckptdoctor.api import inspect as read
-    from ckptdoctor.cli.output import show, text_options
-    from ckptdoctor.reports.inspect import inspect_concise, inspect_dict, inspect_page
+    from ckptdoctor.cli.inspecting import inspected
 
-    archive = read(checkpoint, deep=deep)
-    show(
-        form,
-        out,
-        page=lambda stream: inspect_page(archive, text_options(verbose, stream)),
-        concise=lambda: inspect_concise(archive),
-        data=lambda: inspect_dict(archive),
-    )
-    unusual = any(d.severity != "note" for d in archive.diagnostics)
-    return int(unusual and not exit_zero)
+    return inspected(checkpoint, form, out, deep=deep, verbose=verbose, exit_zero=exit_zero)
 
 
 @click.command(short_help="Compare two checkpoints or models.")

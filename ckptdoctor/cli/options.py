@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
 
-from ckptdoctor.decisions import FORMS, KINDS
+from ckptdoctor.cli.output import FORMATS
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-FORMATS = ("text", "concise", "json")
 
 
 def format_option(*formats: str) -> Callable[[F], F]:
@@ -71,6 +68,8 @@ def model_options(command: F) -> F:
 
 def decision_options(command: F) -> F:
     """``--reinit``, ``--drop``, ``--rename`` and so on, one for each kind; each can be repeated."""
+    from ckptdoctor.decisions import FORMS, KINDS
+
     metavars = {**FORMS, "choose": "PATH", "accept": "NAME"}
     for kind, words in reversed(KINDS.items()):
         command = click.option(
@@ -84,6 +83,8 @@ def decision_options(command: F) -> F:
 
 def decisions_of(options: Mapping[str, Any]) -> list[str]:
     """The decision flags as texts (``"reinit=fc.**"``)."""
+    from ckptdoctor.decisions import KINDS
+
     return [f"{kind}={value}" for kind in KINDS for value in options.get(kind, ())]
 
 
@@ -91,6 +92,8 @@ def kwargs_of(text: str) -> dict[str, Any] | None:
     """The ``--kwargs`` value; raises a usage error that says what is wrong with it."""
     if not text:
         return None
+    import json
+
     try:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:

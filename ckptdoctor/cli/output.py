@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-import click
-
 if TYPE_CHECKING:
     from ckptdoctor.diagnosis import Diagnosis
     from ckptdoctor.reports.finding import Options
     from ckptdoctor.reports.page import Page
+
+FORMATS = ("text", "concise", "json")
 
 
 @contextmanager
@@ -28,6 +28,8 @@ def opened(out: str | None) -> Iterator[TextIO]:
 
     folder = os.path.dirname(os.path.abspath(out))
     if not os.path.isdir(folder):
+        import click
+
         raise click.BadParameter(f"there is no folder {folder}", param_hint="-o")
     with text_file(Path(out)) as stream:
         yield stream
@@ -50,8 +52,6 @@ def show(
     data: Callable[[], Any],
 ) -> None:
     """Render in the asked form; only the asked one is computed."""
-    from ckptdoctor.reports.page import emit
-
     with opened(out) as stream:
         if form == "json":
             from ckptdoctor.reports.json import write
@@ -60,6 +60,8 @@ def show(
         elif form == "concise":
             stream.write(concise() + "\n")
         else:
+            from ckptdoctor.reports.page import emit
+
             emit(page(stream), stream)
 
 

@@ -29,7 +29,7 @@ def lint(checkpoint: str, deep: bool, form: str, out: str | None, verbose: bool,
 
     from ckptdoctor.api import inspect as read
     from ckptdoctor.cli.output import show, text_options
-    from ckptdoctor.reports.inspect import inspect_concise, inspect_dict
+    from ckptdoctor.reports.contents import inspect_concise, inspect_dict
     from ckptdoctor.reports.lint import lint_page
     from ckptdoctor.training.lint import lint as check
 

@@ -10,11 +10,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
 from ckptdoctor.formats.sniff import foreign, sniff
 from ckptdoctor.formats.source import FileSource
+
+if TYPE_CHECKING:
+    from ckptdoctor.diagnostics import Diagnostic
 
 __all__ = ["Archive", "Recipe", "StateDict", "StorageRef", "deep_check", "open_checkpoint", "quiet_gc"]
 

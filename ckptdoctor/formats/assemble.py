@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ckptdoctor.diagnostics import Diagnostic
-from ckptdoctor.formats import findings
 from ckptdoctor.formats.base import Archive, Format, Recipe, StateDict, StorageRef
-from ckptdoctor.formats.content import Content
+from ckptdoctor.formats.deferred import Content
 from ckptdoctor.formats.facts import facts_inside
 from ckptdoctor.formats.globals import is_dangerous, is_harmless
 from ckptdoctor.formats.harvest import Slots, harvest
@@ -21,6 +19,9 @@ from ckptdoctor.formats.views import Views, element_size
 from ckptdoctor.formats.walk import Place, Walk, is_container, is_extra
 from ckptdoctor.formats.words import show
 from ckptdoctor.trees import ParamTree, TensorSpec
+
+if TYPE_CHECKING:
+    from ckptdoctor.diagnostics import Diagnostic
 
 BLOAT_FACTOR, BLOAT_BYTES = 2, 64 * 1024
 MOST_STATE_DICTS = 10_000
@@ -165,28 +166,35 @@ def diagnostics(
     archive: Archive, named: Set[tuple[str, str]], modules: Mapping[str, str]
 ) -> tuple[Diagnostic, ...]:
     """Everything unusual that the headers show."""
-    found = []
     dangerous = sorted(f"{m}.{n}" for m, n in named if is_dangerous(m, n))
-    if dangerous:
-        found.append(findings.dangerous_globals(archive.path, dangerous))
     unknown = [n for n in archive.unknown_globals if n not in set(dangerous)]
-    if unknown:
-        found.append(findings.unknown_globals(archive.path, unknown))
-    if modules:
-        found.append(findings.pickled_module(archive.path, modules))
+    found = []
+    if dangerous or unknown or modules:  # their words are imported where there is something to say
+        from ckptdoctor.formats import findings
+
+        if dangerous:
+            found.append(findings.dangerous_globals(archive.path, dangerous))
+        if unknown:
+            found.append(findings.unknown_globals(archive.path, unknown))
+        if modules:
+            found.append(findings.pickled_module(archive.path, modules))
     return (*found, *storage_findings(archive))
 
 
 def storage_findings(archive: Archive) -> list[Diagnostic]:
     """CKD403 and CKD404, which every format can have."""
-    found = []
     devices = devices_of(archive.storages)
     del devices["cpu"]
-    if devices:
-        found.append(findings.foreign_devices(archive.path, dict(devices.most_common())))
     stored, used, keys = bloat(archive)
-    if stored - used > BLOAT_BYTES and stored > BLOAT_FACTOR * used:
-        found.append(findings.storage_bloat(archive.path, stored, used, keys))
+    bloated = stored - used > BLOAT_BYTES and stored > BLOAT_FACTOR * used
+    found = []
+    if devices or bloated:
+        from ckptdoctor.formats import findings
+
+        if devices:
+            found.append(findings.foreign_devices(archive.path, dict(devices.most_common())))
+        if bloated:
+            found.append(findings.storage_bloat(archive.path, stored, used, keys))
     return found
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ckptdoctor.diagnostics import Diagnostic
 from ckptdoctor.facts import Fact
 from ckptdoctor.trees import ParamTree, TensorSpec
 
 if TYPE_CHECKING:
-    from ckptdoctor.formats.content import Content
+    from ckptdoctor.diagnostics import Diagnostic
+    from ckptdoctor.formats.deferred import Content
 
 Format = Literal[
     "torch-zip",

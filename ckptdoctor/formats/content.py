@@ -53,36 +53,17 @@ class Opaque:
     items: tuple[Any, ...] = ()
 
 
-class Content:
-    """The values of one file. ``value`` is the whole of it, made when asked for."""
+def leaves(specs: Mapping[str, TensorSpec]) -> dict[str, Leaf]:
+    """The values of a file that is nothing but these tensors."""
+    return {key: Leaf(join("", key), spec) for key, spec in specs.items()}
 
-    def __init__(self, root: Any, path: str, nbytes: Mapping[str, int]) -> None:
-        self._root = root
-        self._views = Views(path, nbytes)
-        self._made: Any = None
-        self._specs: Mapping[str, TensorSpec] | None = None
-        self._storages: dict[str, StorageRef] = {}
 
-    @classmethod
-    def of_specs(cls, specs: Mapping[str, TensorSpec], path: str) -> Content:
-        """The values of a file that is nothing but these tensors."""
-        made = cls(None, path, {})
-        made._specs = specs
-        return made
+def plain(root: Any, path: str, nbytes: Mapping[str, int], storages: dict[str, StorageRef]) -> Any:
+    """A root object in plain values; ``storages`` gets the bytes that the pickle itself holds.
 
-    @property
-    def value(self) -> Any:
-        """The root object in plain values; raises CorruptCheckpointError naming a tensor that is wrong."""
-        if self._made is None and self._specs is not None:
-            self._made = ({key: Leaf(join("", key), spec) for key, spec in self._specs.items()},)
-        if self._made is None:
-            self._made = (_Plain(self._views, self._storages).of(self._root, "", 0),)
-        return self._made[0]
-
-    @property
-    def storages(self) -> Mapping[str, StorageRef]:
-        """Storages that only values outside of state dicts have: numpy arrays, kept in the pickle itself."""
-        return (self.value is not None and self._storages) or {}
+    Raises CorruptCheckpointError naming a tensor that is wrong.
+    """
+    return _Plain(Views(path, nbytes), storages).of(root, "", 0)
 
 
 def leaf_reader(archive: Archive, leaves: Mapping[str, Leaf], *, check_crc: bool = True) -> TensorReader:

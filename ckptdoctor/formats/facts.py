@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ckptdoctor.facts import Fact, agreed, facts_of
@@ -50,23 +50,26 @@ def _in_optimizer(place: Place | None) -> bool:
 
 def with_facts(archive: Archive) -> Archive:
     """The archive with what is known beside it; every state dict's tree carries all facts."""
-    facts = (*archive.facts, *_beside(Path(archive.path).parent))
+    facts = (*archive.facts, *_beside(os.path.dirname(archive.path)))
     if not facts:
         return archive
     dicts = tuple(replace(sd, tree=replace(sd.tree, facts=facts)) for sd in archive.state_dicts)
     return replace(archive, facts=facts, state_dicts=dicts)
 
 
-def _beside(folder: Path) -> tuple[Fact, ...]:
-    return tuple(f for n in BESIDE for f in facts_of(_object(folder / n), f"{n} beside the checkpoint"))
+def _beside(folder: str) -> tuple[Fact, ...]:
+    return tuple(
+        f for n in BESIDE for f in facts_of(_object(os.path.join(folder, n)), f"{n} beside the checkpoint")
+    )
 
 
-def _object(file: Path) -> dict[Any, Any]:
+def _object(file: str) -> dict[Any, Any]:
     """The JSON object in a small file; anything else is no configuration and holds nothing."""
     try:
-        if not file.is_file() or file.stat().st_size > LARGEST:
+        if not os.path.isfile(file) or os.path.getsize(file) > LARGEST:
             return {}
-        data = json.loads(file.read_text(encoding="utf-8"))
+        with open(file, encoding="utf-8") as stream:
+            data = json.load(stream)
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

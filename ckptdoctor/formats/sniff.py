@@ -16,8 +16,9 @@ _LEGACY = re.compile(
     rb"(?:\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.|L?119547037146038801333356L?\n\.)",
     re.S,
 )
-_LFS = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\s+oid sha256:([0-9a-f]+)\s+size (\d+)")
-_HTML = re.compile(rb"\s*(?:<!--.*?-->\s*)?<(?:!doctype|html|head|\?xml|body|script)", re.I | re.S)
+# Compiled when they are needed, which is seldom.
+_LFS = rb"version https://git-lfs\.github\.com/spec/v1\s+oid sha256:([0-9a-f]+)\s+size (\d+)"
+_HTML = rb"(?is)\s*(?:<!--.*?-->\s*)?<(?:!doctype|html|head|\?xml|body|script)"
 DOWNLOAD = "download it again, from the file's own link and not from the page around it"
 
 
@@ -119,7 +120,7 @@ def looks_like_pickle(head: bytes) -> bool:
 
 def refuse_foreign(path: str, head: bytes, size: int) -> None:
     """Raise UnknownFormatError if the first bytes are those of a known other kind of file."""
-    if found := _LFS.match(head):
+    if found := re.match(_LFS, head):
         raise foreign(
             path,
             f"a git-lfs pointer to a file of {size_words(int(found[2][:18]))}",
@@ -127,7 +128,7 @@ def refuse_foreign(path: str, head: bytes, size: int) -> None:
         )
     if head.startswith(b"version https://git-lfs"):
         raise foreign(path, "a git-lfs pointer", "fetch the file itself: git lfs install && git lfs pull")
-    if _HTML.match(head):
+    if re.match(_HTML, head):
         raise foreign(path, "an HTML or XML page (a login, quota or error page?)", DOWNLOAD)
     for kind in FOREIGN:
         if head.startswith(kind.magic, kind.offset):

@@ -204,9 +204,9 @@ def _hints(directory: Directory, root: str, byteorder: str) -> dict[str, str]:
     return hints
 
 
-_CLASS = re.compile(r"^class (\w+)\(Module\):\n((?:  .*\n|\n)*)", re.M)
-_SLOT = re.compile(r"^  __(parameters|buffers)__ = \[(.*)\]$", re.M)
-_NAME = re.compile(r'"([^"\\]*)"')
+_CLASS = r"(?m)^class (\w+)\(Module\):\n((?:  .*\n|\n)*)"
+_SLOT = r"(?m)^  __(parameters|buffers)__ = \[(.*)\]$"
+_NAME = r'"([^"\\]*)"'
 
 
 def _script_slots(directory: Directory, root: str) -> Slots:
@@ -221,7 +221,7 @@ def _script_slots(directory: Directory, root: str) -> Slots:
             break
         text = directory.read(member, LARGEST_CODE).decode("utf-8", "replace")
         module = name[len(root) + len("code/") : -len(".py")].replace("/", ".")
-        for found in _CLASS.finditer(text):
-            lists = {kind: tuple(_NAME.findall(body)) for kind, body in _SLOT.findall(found[2])}
+        for found in re.finditer(_CLASS, text):
+            lists = {kind: tuple(re.findall(_NAME, body)) for kind, body in re.findall(_SLOT, found[2])}
             slots[f"{module}.{found[1]}"] = (lists.get("parameters", ()), lists.get("buffers", ()))
     return slots

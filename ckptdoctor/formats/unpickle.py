@@ -19,11 +19,11 @@ MOST_ELEMENTS = 2**60
 ADVICE = "download or copy the file again; if that does not help, save it again where it was made"
 
 # A protocol-0 pickle writes a persistent id as its repr; torch.load cannot read that, we can.
-_TEXT_ID = re.compile(
+_TEXT_ID = (
     r"\('storage', <class 'torch[\w.]*\.(\w+)'>, '([^'\\]*)', '([^'\\]*)', (\d+)"
     r"(?:, (None|\('[^'\\]*', \d+, \d+\)))?\)"
 )
-_TEXT_CLASS = re.compile(r"\('module', <class '([\w.<>]+)\.(\w+)'>, ")
+_TEXT_CLASS = r"\('module', <class '([\w.<>]+)\.(\w+)'>, "
 
 
 class Names:
@@ -99,9 +99,9 @@ class Storages:
             return self.get(*pid[1:])
         if isinstance(pid, tuple) and len(pid) == 4 and text(pid[0]) == "module":
             return pid[1]
-        if isinstance(pid, str) and (found := _TEXT_ID.fullmatch(pid)):
+        if isinstance(pid, str) and (found := re.fullmatch(_TEXT_ID, pid)):
             return self._text_id(*found.groups())
-        if isinstance(pid, str) and (found := _TEXT_CLASS.match(pid)):
+        if isinstance(pid, str) and (found := re.match(_TEXT_CLASS, pid)):
             return self.names.get(found[1], found[2])
         raise pickle.UnpicklingError("it refers to something outside the file that is no storage")
 

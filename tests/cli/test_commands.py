@@ -55,6 +55,17 @@ def test_inspect_as_json(run: Run, files: Path) -> None:
     assert "epoch" in data["rest"]
 
 
+@pytest.mark.parametrize("form", ["text", "concise", "json", "yaml"])
+@pytest.mark.parametrize("file", ["both.pth", "slices.pth", "nosuch.pth", "--deep"])
+def test_inspect_is_the_same_with_and_without_the_parser(run: Run, files: Path, file: str, form: str) -> None:
+    torch.save(torch.zeros(100_000)[:2], "slices.pth")  # a finding
+    torch.save(state(), "--deep")
+    parsed = run("inspect", file, "--format", form, "-o", "-")
+    assert run("inspect", file, "--format", form) == parsed
+    assert run("inspect", "--format", form, file) == parsed
+    assert form != "text" or run("inspect", file) == parsed
+
+
 def test_inspect_exits_1_when_something_is_unusual(run: Run, here: Path) -> None:
     class Mine(argparse.Namespace):
         pass

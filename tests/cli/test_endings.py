@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import ckptdoctor.api
+from ckptdoctor.cli import inspecting
 from tests.cli.conftest import Run
 from tests.cli.test_commands import files, state
 
@@ -107,7 +107,7 @@ def test_a_bug_is_one_line_and_a_traceback_only_when_asked(
     def broken(*args: object, **named: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(ckptdoctor.api, "inspect", broken)
+    monkeypatch.setattr(inspecting, "inspect", broken)
     for args, shown in ((["inspect", "same.pth"], False), (["inspect", "same.pth", "-v"], True)):
         with pytest.raises(SystemExit) as stop:
             main(args)
@@ -132,10 +132,11 @@ def test_what_the_machine_refuses(
     def refuse(*args: object, **named: object) -> None:
         raise raised
 
-    monkeypatch.setattr(ckptdoctor.api, "inspect", refuse)
-    ended = run("inspect", "same.pth")
-    assert ended.code == code
-    assert words in ended.err
+    monkeypatch.setattr(inspecting, "inspect", refuse)
+    for args in (["inspect", "same.pth"], ["inspect", "same.pth", "--exit-zero"]):  # with click, too
+        ended = run(*args)
+        assert ended.code == code
+        assert words in ended.err
 
 
 def start(*args: str, **more: object) -> subprocess.Popen[bytes]:

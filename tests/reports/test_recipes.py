@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from ckptdoctor.align.recipe import recipes
-from ckptdoctor.cli import group
+from ckptdoctor.cli.commands import group
 from ckptdoctor.reports.recipes import recipes_markdown
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"

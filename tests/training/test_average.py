@@ -10,7 +10,7 @@ from torch import nn
 
 import ckptdoctor
 from ckptdoctor.api import inspect
-from ckptdoctor.cli import group
+from ckptdoctor.cli.commands import group
 from ckptdoctor.cli.running import run
 from ckptdoctor.errors import CkptDoctorError, DecisionError, UndecidedError
 from ckptdoctor.training.average import apart

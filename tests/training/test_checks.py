@@ -11,7 +11,7 @@ import torch
 from torch import nn, optim
 
 import ckptdoctor
-from ckptdoctor.cli import group
+from ckptdoctor.cli.commands import group
 from ckptdoctor.cli.running import run
 from tests.training.zoo import Old, batches, seeded, train
 

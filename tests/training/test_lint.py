@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ckptdoctor.api import inspect
-from ckptdoctor.cli import group
+from ckptdoctor.cli.commands import group
 from ckptdoctor.cli.running import run
 from ckptdoctor.training.lint import lint
 from tests.training.zoo import Old, batches, seeded, train

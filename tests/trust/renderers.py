@@ -297,7 +297,7 @@ def linted(found: Diagnosis) -> str:
 
 
 def inspected(found: Diagnosis) -> str:
-    from ckptdoctor.reports.inspect import inspect_dict
+    from ckptdoctor.reports.contents import inspect_dict
     from ckptdoctor.reports.json import write
 
     stream = io.StringIO()
