@@ -16,7 +16,7 @@ from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.apply.direct import Places, places_of
 from ckptdoctor.apply.materialise import materialise
 from ckptdoctor.apply.metadata import metadata_for
-from ckptdoctor.apply.staging import Expansion, OnTensor, Reader, Want, make, private
+from ckptdoctor.apply.staging import Expansion, OnTensor, Reader, make, private
 from ckptdoctor.apply.ties import check_copies, check_ties
 from ckptdoctor.apply.transaction import Transaction, uninterrupted
 from ckptdoctor.errors import ApplyError
@@ -60,8 +60,7 @@ def run_on_model(
     place.check_device(live, device)
     place.check_meta(model, expansion, live)
     places = places_of(model, state)
-    wants = place.wants(live, device)
-    values, pending = _values(expansion, reader, places, live, wants, on_tensor)
+    values, pending = _values(expansion, reader, places, live, device, on_tensor)
     _fill_derived(expansion, live, values, device)
     check_ties(expansion, _ties(live), _Cast(values, pending))
     check_copies(expansion, reader)
@@ -70,7 +69,8 @@ def run_on_model(
     with Transaction(model, None if ahead else places.owned_tensors()) as transaction:
         before = {key: transaction.before(tensor) for key, tensor in live.items()}
         materialise(model, live, full, transaction)
-        _load(places, full, metadata_for(expansion, state, source_versions or {}))
+        if places.own:
+            _load(places, full, metadata_for(expansion, state, source_versions or {}))
         if ahead:
             commit(pending, compare=compare, unchanged=unchanged)
             pending = Pending()
@@ -86,7 +86,7 @@ def _values(
     reader: Reader,
     places: Places,
     live: Mapping[str, Tensor],
-    wants: Mapping[str, Want],
+    device: torch.device | str | None,
     on_tensor: OnTensor | None,
 ) -> tuple[dict[str, Tensor], Pending]:
     """What is written before the check, in memory of its own; and what is copied from the reader's after."""
@@ -96,15 +96,19 @@ def _values(
     for key, fill in expansion.fills.items():
         if fill.kind != "load":
             continue
-        want = wants[key]
-        value = make(key, fill, reader, want.shape)
-        if key not in places.direct:
-            values[key] = private(value, want)
-        elif live[key].is_meta:
-            lent = not fill.ops and _lends(reader, fill.sources[0]) and value.dtype == want.dtype
-            values[key] = value if lent and want.on_cpu else private(value, want)
+        tensor = live[key]
+        value = make(key, fill, reader, tensor.shape)
+        if steady and key in places.direct and not tensor.is_meta:
+            pending.add(key, tensor, value)
         else:
-            pending.add(key, live[key], value if steady else private(value, want))
+            want = place.want(tensor, device)
+            lent = tensor.is_meta and not fill.ops and _lends(reader, fill.sources[0])
+            if not (lent and key in places.direct and value.dtype == want.dtype and want.on_cpu):
+                value = private(value, want)
+            if key in places.direct and not tensor.is_meta:
+                pending.add(key, tensor, value)
+            else:
+                values[key] = value
         if on_tensor is not None:
             on_tensor(key)
     return values, pending
