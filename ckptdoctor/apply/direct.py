@@ -8,7 +8,7 @@ its own keys, and what it did can be undone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
@@ -35,14 +35,17 @@ class Places:
                     yield from (t for t in table.values() if t is not None)
 
 
-def places_of(model: nn.Module, state: Mapping[str, Any]) -> Places:
-    """Tell the keys of ``state`` (``model.state_dict()`` with the model's own objects) apart."""
+def places_of(model: nn.Module, modules: Sequence[nn.Module], state: Mapping[str, Any]) -> Places:
+    """Tell the keys of ``state`` (``model.state_dict()`` with the model's own objects) apart.
+
+    ``modules`` are all of the model's.
+    """
     from torch import nn
 
     whole = Places(own={"": model}, keys={"": list(state)})
     if type(model).load_state_dict is not nn.Module.load_state_dict or "load_state_dict" in vars(model):
         return whole
-    memory = {id(module): list(_slots(module)) for module in model.modules()}
+    memory = {id(module): list(_slots(module)) for module in modules}
     shared = _sharing(memory.values())
     own_code: dict[type, bool] = {}
     found = Places()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.apply.staging import Expansion, Want
@@ -50,12 +50,17 @@ def check_keys(expansion: Expansion, live: Mapping[str, Tensor]) -> None:
         raise ApplyError(f"the plan is not for this model: {'; '.join(words)}. Make a new plan")
 
 
-def check_meta(model: nn.Module, expansion: Expansion, live: Mapping[str, Tensor]) -> None:
-    """What is on meta must come from the file. Raises :class:`ApplyError` naming what cannot."""
+def check_meta(
+    model: nn.Module, modules: Iterable[nn.Module], expansion: Expansion, live: Mapping[str, Tensor]
+) -> None:
+    """What is on meta must come from the file. Raises :class:`ApplyError` naming what cannot.
+
+    ``modules`` are all of the model's.
+    """
     from ckptdoctor.apply.derived import derived_value
 
     filled = {id(tensor) for tensor in live.values()}
-    tables = (table for m in model.modules() for table in (m._parameters, m._buffers) if table)
+    tables = (table for m in modules for table in (m._parameters, m._buffers) if table)
     if any(t is not None and t.is_meta and id(t) not in filled for table in tables for t in table.values()):
         lost = [name for name, _, _, tensor in slots(model) if tensor.is_meta and id(tensor) not in filled]
         raise ApplyError(
@@ -92,7 +97,7 @@ def _same_device(a: torch.device, b: torch.device) -> bool:
     return a.type == b.type and (b.index is None or a.index is None or a.index == b.index)
 
 
-def want(tensor: Tensor, device: torch.device | str | None) -> Want:
+def want(tensor: Tensor, device: torch.device | str | None = None) -> Want:
     """What the place of a tensor asks for; what is on meta goes to ``device`` (default CPU)."""
     place: torch.device | str = (device or "cpu") if tensor.is_meta else tensor.device
     return Want(tuple(tensor.shape), tensor.dtype, place, _strides(tensor))

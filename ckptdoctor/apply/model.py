@@ -14,6 +14,7 @@ from ckptdoctor.apply import live as place
 from ckptdoctor.apply.commit import Pending, commit
 from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.apply.direct import Places, places_of
+from ckptdoctor.apply.live import want
 from ckptdoctor.apply.materialise import materialise
 from ckptdoctor.apply.metadata import metadata_for
 from ckptdoctor.apply.staging import Expansion, OnTensor, Reader, make, private
@@ -21,6 +22,7 @@ from ckptdoctor.apply.ties import check_copies, check_ties
 from ckptdoctor.apply.transaction import Transaction, uninterrupted
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.keys import printable
+from ckptdoctor.plan.fills import Fill
 
 if TYPE_CHECKING:
     import torch
@@ -54,19 +56,19 @@ def run_on_model(
 
     Raises :class:`ApplyError`; ``check`` raises what it likes. The model is then as it was.
     """
-    state = place.live_state(model)
+    modules, state = list(model.modules()), place.live_state(model)
     live = place.tensors_of(state)
     place.check_keys(expansion, {k: t for k, t in live.items() if k in expansion.fills or not _is_extra(k)})
     place.check_device(live, device)
-    place.check_meta(model, expansion, live)
-    places = places_of(model, state)
+    place.check_meta(model, modules, expansion, live)
+    places = places_of(model, modules, state)
     values, pending = _values(expansion, reader, places, live, device, on_tensor)
     _fill_derived(expansion, live, values, device)
     check_ties(expansion, _ties(live), _Cast(values, pending))
     check_copies(expansion, reader)
     full = _full(expansion, state, values, pending, places)
     unchanged: Callable[[], None] = getattr(reader, "unchanged", lambda: None)
-    with Transaction(model, None if ahead else places.owned_tensors()) as transaction:
+    with Transaction(modules, None if ahead else places.owned_tensors()) as transaction:
         before = {key: transaction.before(tensor) for key, tensor in live.items()}
         materialise(model, live, full, transaction)
         if places.own:
@@ -93,30 +95,27 @@ def _values(
     values: dict[str, Tensor] = {}
     pending = Pending()
     steady = getattr(reader, "steady", False)  # what it gives is nobody else's, so it need not be copied
+    on_cpu = device is None or str(device) == "cpu"
     for key, fill in expansion.fills.items():
         if fill.kind != "load":
             continue
-        tensor = live[key]
+        tensor, direct = live[key], key in places.direct
         value = make(key, fill, reader, tensor.shape)
-        if steady and key in places.direct and not tensor.is_meta:
-            pending.add(key, tensor, value)
+        if direct and not tensor.is_meta:
+            pending.add(key, tensor, value if steady else private(value, want(tensor)))
+        elif direct and on_cpu and tensor.is_contiguous() and _lent(fill, reader, value, tensor):
+            values[key] = value
         else:
-            want = place.want(tensor, device)
-            lent = tensor.is_meta and not fill.ops and _lends(reader, fill.sources[0])
-            if not (lent and key in places.direct and value.dtype == want.dtype and want.on_cpu):
-                value = private(value, want)
-            if key in places.direct and not tensor.is_meta:
-                pending.add(key, tensor, value)
-            else:
-                values[key] = value
+            values[key] = private(value, want(tensor, device))
         if on_tensor is not None:
             on_tensor(key)
     return values, pending
 
 
-def _lends(reader: Reader, source: str) -> bool:
+def _lent(fill: Fill, reader: Reader, value: Tensor, tensor: Tensor) -> bool:
+    """Whether the reader's own memory can become the tensor's."""
     asked: Callable[[str], bool] | None = getattr(reader, "lends", None)
-    return asked is not None and asked(source)
+    return asked is not None and not fill.ops and value.dtype == tensor.dtype and asked(fill.sources[0])
 
 
 class _Cast(Mapping[str, "Tensor"]):

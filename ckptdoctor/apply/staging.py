@@ -48,11 +48,6 @@ class Want:
     device: torch.device | str = "cpu"
     strides: tuple[int, ...] | None = None  # None: contiguous
 
-    @property
-    def on_cpu(self) -> bool:
-        """Whether it is plain contiguous memory of the CPU."""
-        return self.strides is None and str(self.device) == "cpu"
-
 
 def make(key: str, fill: Fill, reader: Reader, shape: tuple[int, ...]) -> Tensor:
     """The value for one key, in the file's dtype; it may share memory with what the reader gave.
