@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from ckptdoctor.contract import CheckReport
-    from ckptdoctor.diagnosis import Diagnosis
+    from ckptdoctor.diagnosis import Diagnosis, Judged
     from ckptdoctor.formats.base import Archive
     from ckptdoctor.plan import Plan
     from ckptdoctor.receipt import Receipt
@@ -64,13 +64,24 @@ def diagnose(
     >>> diagnose(model, "ddp.pth").verdict                              # doctest: +SKIP
     'repairable'
     """
-    from ckptdoctor.diagnosis import examine
     from ckptdoctor.formats import quiet_gc
 
-    archive, parsed = _opened(path, tuple(map(_with_rows, parse_decisions(decisions))))
-    target = _target(model, archive, kwargs, timeout, parsed)
     with quiet_gc():
-        return examine(archive, target, parsed, reporter=reporter)
+        return _judged(model, path, decisions, kwargs, timeout, reporter).narrated()
+
+
+def _judged(
+    model: Model,
+    path: PathLike,
+    decisions: Decisions,
+    kwargs: Mapping[str, Any] | None = None,
+    timeout: float = 60,
+    reporter: Any = None,
+) -> Judged:
+    from ckptdoctor.diagnosis import judge
+
+    archive, parsed = _opened(path, tuple(map(_with_rows, parse_decisions(decisions))))
+    return judge(archive, _target(model, archive, kwargs, timeout, parsed), parsed, reporter=reporter)
 
 
 def _with_rows(decision: Decision) -> Decision:
@@ -220,11 +231,14 @@ def _auto_load(
         if tuple(decisions):
             raise DecisionError("a plan holds its decisions already; give either plan= or decisions=")
         return into_model(made, _opened(path, plan_choice(made))[0], model, **how)
-    found = diagnose(model, path, decisions=decisions, reporter=reporter)
-    found.raise_for_verdict()
-    assert found.plan is not None  # raise_for_verdict
-    tree = None if isinstance(model, str | os.PathLike) else found.target.tree
-    return into_model(found.plan, found.archive, model, tree=tree, **how)
+    found = _judged(model, path, decisions, reporter=reporter)
+    case = found.case
+    if found.verdict not in ("compatible", "repairable") or case.plan is None:
+        found.narrated().raise_for_verdict()
+    assert case.plan is not None  # raise_for_verdict
+    if not isinstance(model, str | os.PathLike):
+        how |= {"tree": case.target.tree, "expansion": found.expansion}
+    return into_model(case.plan, case.archive, model, **how)
 
 
 def read_plan(path: PathLike) -> Plan:

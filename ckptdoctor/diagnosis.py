@@ -20,7 +20,7 @@ from ckptdoctor.trees import ParamTree
 
 if TYPE_CHECKING:
     from ckptdoctor.formats.base import Archive, StateDict
-    from ckptdoctor.plan import Plan
+    from ckptdoctor.plan import Expansion, Plan
     from ckptdoctor.targets import Target
 
 FORMAT = 1  # version of to_dict()
@@ -158,6 +158,31 @@ def python_form(command: str) -> str:
     return f"decisions={texts!r}" if texts and 2 * len(texts) == len(words) else command
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A case before it is put into words: what loading needs when all is well."""
+
+    case: Case
+    verdict: Verdict
+    expansion: Expansion | None = None  # the plan, worked out for the two trees
+
+    def narrated(self) -> Diagnosis:
+        """What was found, in words."""
+        case = self.case
+        return Diagnosis(
+            archive=case.archive,
+            target=case.target,
+            verdict=self.verdict,
+            diagnostics=narrate(case),
+            state_dict=case.state_dict,
+            source=case.source,
+            alignment=case.alignment,
+            plan=case.plan,
+            question=case.question,
+            decisions=case.decisions,
+        )
+
+
 def examine(
     archive: Archive,
     target: Target,
@@ -166,12 +191,23 @@ def examine(
     reporter: Any = None,
 ) -> Diagnosis:
     """Choose the state dict, align it with the model, plan the repair, and word what was found."""
+    return judge(archive, target, decisions, reporter=reporter).narrated()
+
+
+def judge(
+    archive: Archive,
+    target: Target,
+    decisions: Sequence[Decision] = (),
+    *,
+    reporter: Any = None,
+) -> Judged:
+    """:func:`examine` without the words."""
     decisions = tuple(decisions)
     check_patterns(decisions)
     chosen, alignment, question = _choose(archive, target, decisions, reporter)
-    plan, problem = None, ""
+    expansion, problem = None, ""
     if chosen is not None and alignment is not None and question is None:
-        plan, problem = _plan(archive, chosen, target, alignment, decisions)
+        expansion, problem = _plan(archive, chosen, target, alignment, decisions)
     tree = chosen.tree if chosen is not None else None
     case = Case(
         archive=archive,
@@ -179,24 +215,13 @@ def examine(
         state_dict=chosen.path if chosen is not None else None,
         source=tree,
         alignment=alignment,
-        plan=plan,
+        plan=expansion.plan if expansion is not None else None,
         question=question,
         decisions=decisions,
         problem=problem,
         foreign=foreign_devices(tree),
     )
-    return Diagnosis(
-        archive=archive,
-        target=target,
-        verdict=_verdict(case, chosen),
-        diagnostics=narrate(case),
-        state_dict=case.state_dict,
-        source=tree,
-        alignment=alignment,
-        plan=plan,
-        question=question,
-        decisions=decisions,
-    )
+    return Judged(case, _verdict(case, chosen), expansion)
 
 
 def _choose(
@@ -240,13 +265,13 @@ def _plan(
     target: Target,
     alignment: Alignment,
     decisions: tuple[Decision, ...],
-) -> tuple[Plan | None, str]:
+) -> tuple[Expansion | None, str]:
     if alignment.verdict == "incompatible":
         return None, ""
-    from ckptdoctor.planner import make_plan
+    from ckptdoctor.planner import make_expanded
 
     try:
-        plan = make_plan(
+        made = make_expanded(
             alignment,
             chosen.tree,
             target.tree,
@@ -259,7 +284,7 @@ def _plan(
         return None, ""
     except PlanError as error:
         return None, str(error)
-    return plan, ""
+    return made, ""
 
 
 def _verdict(case: Case, chosen: StateDict | None) -> Verdict:

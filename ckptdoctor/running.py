@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from ckptdoctor.formats.base import Archive, StateDict
-    from ckptdoctor.plan import Plan
+    from ckptdoctor.plan import Expansion, Plan
     from ckptdoctor.receipt import Receipt
     from ckptdoctor.targets import Target
     from ckptdoctor.trees import ParamTree
@@ -37,10 +37,11 @@ def into_model(
     verify: bool = True,
     probe: Any = None,
     tree: ParamTree | None = None,
+    expansion: Expansion | None = None,
 ) -> Receipt:
     """Run the plan on a live model; arguments as for :func:`ckptdoctor.auto_load`.
 
-    ``tree`` is the model's, where it was read just now.
+    ``tree`` is the model's, where it was read just now, and ``expansion`` the plan worked out for it.
     """
     from ckptdoctor.formats.tensors import model_reader
     from ckptdoctor.loading import apply_to_model
@@ -49,7 +50,7 @@ def into_model(
     from ckptdoctor.verify.probe import live_probe
 
     chosen, tree = _chosen(plan, archive), snapshot(model) if tree is None else tree
-    expansion = expand(plan, chosen.tree, tree)
+    expansion = expand(plan, chosen.tree, tree) if expansion is None else expansion
     lasting = any(spec.device == "meta" for spec in tree.specs.values())
     reader = model_reader(archive, chosen, lasting=lasting, private=materialise, check_crc=verify)
     reader.prepare(source for fill in expansion.fills.values() for source in fill.sources)

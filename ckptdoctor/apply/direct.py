@@ -8,9 +8,10 @@ its own keys, and what it did can be undone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,14 +35,18 @@ class Places:
                     yield from (t for t in table.values() if t is not None)
 
 
-def places_of(model: nn.Module, state: Mapping[str, Any]) -> Places:
-    """Tell the keys of ``state`` (``model.state_dict()`` with the model's own objects) apart."""
+def places_of(model: nn.Module, modules: Sequence[nn.Module], state: Mapping[str, Any]) -> Places:
+    """Tell the keys of ``state`` (``model.state_dict()`` with the model's own objects) apart.
+
+    ``modules`` are all of the model's.
+    """
     from torch import nn
 
     whole = Places(own={"": model}, keys={"": list(state)})
     if type(model).load_state_dict is not nn.Module.load_state_dict or "load_state_dict" in vars(model):
         return whole
-    awkward = _sharing(model)
+    memory = {id(module): list(_slots(module)) for module in modules}
+    shared = _sharing(memory.values())
     own_code: dict[type, bool] = {}
     found = Places()
     stack = [("", model)]
@@ -51,15 +56,15 @@ def places_of(model: nn.Module, state: Mapping[str, Any]) -> Places:
         kind = type(module)
         if kind not in own_code:
             own_code[kind] = _class_has_own_code(kind)
-        if (
-            own_code[kind]
-            or _has_own_code(module)
-            or any(id(t) in awkward or _awkward(t) for _, t in _slots(module))
-        ):
+        slots = memory.get(id(module)) or list(_slots(module))
+        if own_code[kind] or _has_own_code(module) or any(id(t) in shared or _awkward(t) for _, t in slots):
             found.own[path] = module
             continue
-        found.direct.update((dot + name, tensor) for name, tensor in _slots(module))
-        stack.extend((dot + name, child) for name, child in module._modules.items() if child is not None)
+        for name, tensor in slots:
+            found.direct[dot + name] = tensor
+        for name, child in module._modules.items():
+            if child is not None:
+                stack.append((dot + name, child))
     return found if _divide(found, state) else whole
 
 
@@ -82,7 +87,8 @@ def _divide(found: Places, state: Mapping[str, Any]) -> bool:
 
 def _slots(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for table in (module._parameters, module._buffers):
-        yield from ((name, tensor) for name, tensor in table.items() if tensor is not None)
+        if table:
+            yield from (row for row in table.items() if row[1] is not None)  # type: ignore[misc]
 
 
 _OWN = frozenset(("_load_from_state_dict", "state_dict"))
@@ -103,11 +109,10 @@ def _class_has_own_code(kind: type[nn.Module]) -> bool:
 
 def _has_own_code(module: nn.Module) -> bool:
     """Besides that of its class."""
-    return (
-        not _OWN.isdisjoint(vars(module))
-        or bool(getattr(module, "_load_state_dict_pre_hooks", ()))
-        or bool(getattr(module, "_load_state_dict_post_hooks", ()))
-        or bool(getattr(module, "_state_dict_hooks", ()))
+    return not _OWN.isdisjoint(vars(module)) or bool(
+        getattr(module, "_load_state_dict_pre_hooks", ())
+        or getattr(module, "_load_state_dict_post_hooks", ())
+        or getattr(module, "_state_dict_hooks", ())
     )
 
 
@@ -141,17 +146,16 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return span < tensor.numel() or 0 in tensor.stride()
 
 
-def _sharing(model: nn.Module) -> set[int]:
+def _sharing(slots: Iterable[Iterable[tuple[str, Tensor]]]) -> set[int]:
     """Ids of tensors that see the memory of another one in another way: writing one changes the other."""
     seen: dict[int, Tensor] = {}
     bad: set[int] = set()
-    for module in model.modules():
-        for _, tensor in _slots(module):
-            try:
-                memory = tensor.untyped_storage()._cdata
-            except (NotImplementedError, RuntimeError, AttributeError):
-                continue  # no plain memory: awkward anyway
-            first = seen.setdefault(memory, tensor)
-            if first is not tensor and not tensor.is_meta:
-                bad |= {id(first), id(tensor)}
+    for _, tensor in chain.from_iterable(slots):
+        try:
+            memory = tensor.untyped_storage()._cdata
+        except (NotImplementedError, RuntimeError, AttributeError):
+            continue  # no plain memory: awkward anyway
+        first = seen.setdefault(memory, tensor)
+        if first is not tensor and not tensor.is_meta:
+            bad |= {id(first), id(tensor)}
     return bad

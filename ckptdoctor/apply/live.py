@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.apply.staging import Expansion, Want
@@ -50,13 +50,19 @@ def check_keys(expansion: Expansion, live: Mapping[str, Tensor]) -> None:
         raise ApplyError(f"the plan is not for this model: {'; '.join(words)}. Make a new plan")
 
 
-def check_meta(model: nn.Module, expansion: Expansion, live: Mapping[str, Tensor]) -> None:
-    """What is on meta must come from the file. Raises :class:`ApplyError` naming what cannot."""
+def check_meta(
+    model: nn.Module, modules: Iterable[nn.Module], expansion: Expansion, live: Mapping[str, Tensor]
+) -> None:
+    """What is on meta must come from the file. Raises :class:`ApplyError` naming what cannot.
+
+    ``modules`` are all of the model's.
+    """
     from ckptdoctor.apply.derived import derived_value
 
     filled = {id(tensor) for tensor in live.values()}
-    lost = [name for name, _, _, tensor in slots(model) if tensor.is_meta and id(tensor) not in filled]
-    if lost:
+    tables = (table for m in modules for table in (m._parameters, m._buffers) if table)
+    if any(t is not None and t.is_meta and id(t) not in filled for table in tables for t in table.values()):
+        lost = [name for name, _, _, tensor in slots(model) if tensor.is_meta and id(tensor) not in filled]
         raise ApplyError(
             f"the model is on the meta device, and {plural(len(lost), 'tensor')} of it cannot come from a "
             f"file (non-persistent buffers): {listing(lost)}. Build the model on the CPU, outside of "
@@ -91,15 +97,10 @@ def _same_device(a: torch.device, b: torch.device) -> bool:
     return a.type == b.type and (b.index is None or a.index is None or a.index == b.index)
 
 
-def wants(live: Mapping[str, Tensor], device: torch.device | str | None) -> dict[str, Want]:
-    """What each key asks for; tensors on meta go to ``device`` (default CPU)."""
-    import torch
-
-    meta_to = torch.device(device) if device is not None else torch.device("cpu")
-    return {
-        key: Want(tuple(t.shape), t.dtype, meta_to if t.is_meta else t.device, _strides(t))
-        for key, t in live.items()
-    }
+def want(tensor: Tensor, device: torch.device | str | None = None) -> Want:
+    """What the place of a tensor asks for; what is on meta goes to ``device`` (default CPU)."""
+    place: torch.device | str = (device or "cpu") if tensor.is_meta else tensor.device
+    return Want(tuple(tensor.shape), tensor.dtype, place, _strides(tensor))
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...] | None:

@@ -19,14 +19,17 @@ def materialise(
     The Python object stays the same (``torch.utils.swap_tensors``), so optimizers and every module that
     holds it see the real tensor. Where torch cannot swap, the object is replaced in all modules at once.
     """
-    done: set[int] = set()
-    memory: dict[tuple[object, ...], Tensor] = {}
+    first: dict[int, tuple[str, Tensor]] = {}
     for key, tensor in live.items():
-        if not tensor.is_meta or id(tensor) in done:
-            continue
-        done.add(id(tensor))
-        data = memory.setdefault(_place(tensor), values[key])
-        _become(model, tensor, _like(tensor, data), transaction)
+        if tensor.is_meta:
+            first.setdefault(id(tensor), (key, tensor))
+    if not first:
+        return
+    memory: dict[tuple[object, ...], Tensor] = {}
+    with uninterrupted():  # torch exchanges class, attributes and memory one after the other
+        for key, tensor in first.values():
+            data = memory.setdefault(_place(tensor), values[key])
+            _become(model, tensor, _like(tensor, data), transaction)
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
@@ -60,8 +63,7 @@ def _swap(a: Tensor, b: Tensor) -> None:
     import torch
 
     swap: Callable[[Tensor, Tensor], None] = torch.utils.swap_tensors
-    with uninterrupted():  # it exchanges class, attributes and memory one after the other
-        swap(a, b)
+    swap(a, b)
 
 
 def _replace(model: nn.Module, old: Tensor, new: Tensor) -> None:

@@ -14,13 +14,15 @@ from ckptdoctor.apply import live as place
 from ckptdoctor.apply.commit import Pending, commit
 from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.apply.direct import Places, places_of
+from ckptdoctor.apply.live import want
 from ckptdoctor.apply.materialise import materialise
 from ckptdoctor.apply.metadata import metadata_for
-from ckptdoctor.apply.staging import Expansion, OnTensor, Reader, Want, make, private
+from ckptdoctor.apply.staging import Expansion, OnTensor, Reader, make, private
 from ckptdoctor.apply.ties import check_copies, check_ties
 from ckptdoctor.apply.transaction import Transaction, uninterrupted
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.keys import printable
+from ckptdoctor.plan.fills import Fill
 
 if TYPE_CHECKING:
     import torch
@@ -54,23 +56,23 @@ def run_on_model(
 
     Raises :class:`ApplyError`; ``check`` raises what it likes. The model is then as it was.
     """
-    state = place.live_state(model)
+    modules, state = list(model.modules()), place.live_state(model)
     live = place.tensors_of(state)
     place.check_keys(expansion, {k: t for k, t in live.items() if k in expansion.fills or not _is_extra(k)})
     place.check_device(live, device)
-    place.check_meta(model, expansion, live)
-    places = places_of(model, state)
-    wants = place.wants(live, device)
-    values, pending = _values(expansion, reader, places, live, wants, on_tensor)
+    place.check_meta(model, modules, expansion, live)
+    places = places_of(model, modules, state)
+    values, pending = _values(expansion, reader, places, live, device, on_tensor)
     _fill_derived(expansion, live, values, device)
     check_ties(expansion, _ties(live), _Cast(values, pending))
     check_copies(expansion, reader)
     full = _full(expansion, state, values, pending, places)
     unchanged: Callable[[], None] = getattr(reader, "unchanged", lambda: None)
-    with Transaction(model, None if ahead else places.owned_tensors()) as transaction:
+    with Transaction(modules, None if ahead else places.owned_tensors()) as transaction:
         before = {key: transaction.before(tensor) for key, tensor in live.items()}
         materialise(model, live, full, transaction)
-        _load(places, full, metadata_for(expansion, state, source_versions or {}))
+        if places.own:
+            _load(places, full, metadata_for(expansion, state, source_versions or {}))
         if ahead:
             commit(pending, compare=compare, unchanged=unchanged)
             pending = Pending()
@@ -86,33 +88,34 @@ def _values(
     reader: Reader,
     places: Places,
     live: Mapping[str, Tensor],
-    wants: Mapping[str, Want],
+    device: torch.device | str | None,
     on_tensor: OnTensor | None,
 ) -> tuple[dict[str, Tensor], Pending]:
     """What is written before the check, in memory of its own; and what is copied from the reader's after."""
     values: dict[str, Tensor] = {}
     pending = Pending()
     steady = getattr(reader, "steady", False)  # what it gives is nobody else's, so it need not be copied
+    on_cpu = device is None or str(device) == "cpu"
     for key, fill in expansion.fills.items():
         if fill.kind != "load":
             continue
-        want = wants[key]
-        value = make(key, fill, reader, want.shape)
-        if key not in places.direct:
-            values[key] = private(value, want)
-        elif live[key].is_meta:
-            lent = not fill.ops and _lends(reader, fill.sources[0]) and value.dtype == want.dtype
-            values[key] = value if lent and want.on_cpu else private(value, want)
+        tensor, direct = live[key], key in places.direct
+        value = make(key, fill, reader, tensor.shape)
+        if direct and not tensor.is_meta:
+            pending.add(key, tensor, value if steady else private(value, want(tensor)))
+        elif direct and on_cpu and tensor.is_contiguous() and _lent(fill, reader, value, tensor):
+            values[key] = value
         else:
-            pending.add(key, live[key], value if steady else private(value, want))
+            values[key] = private(value, want(tensor, device))
         if on_tensor is not None:
             on_tensor(key)
     return values, pending
 
 
-def _lends(reader: Reader, source: str) -> bool:
+def _lent(fill: Fill, reader: Reader, value: Tensor, tensor: Tensor) -> bool:
+    """Whether the reader's own memory can become the tensor's."""
     asked: Callable[[str], bool] | None = getattr(reader, "lends", None)
-    return asked is not None and asked(source)
+    return asked is not None and not fill.ops and value.dtype == tensor.dtype and asked(fill.sources[0])
 
 
 class _Cast(Mapping[str, "Tensor"]):

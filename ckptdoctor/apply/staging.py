@@ -48,11 +48,6 @@ class Want:
     device: torch.device | str = "cpu"
     strides: tuple[int, ...] | None = None  # None: contiguous
 
-    @property
-    def on_cpu(self) -> bool:
-        """Whether it is plain contiguous memory of the CPU."""
-        return self.strides is None and str(self.device) == "cpu"
-
 
 def make(key: str, fill: Fill, reader: Reader, shape: tuple[int, ...]) -> Tensor:
     """The value for one key, in the file's dtype; it may share memory with what the reader gave.
@@ -61,9 +56,8 @@ def make(key: str, fill: Fill, reader: Reader, shape: tuple[int, ...]) -> Tensor
     """
     try:
         values = [_dense(source, reader(source)) for source in fill.sources]
-        plain = len(values) == 1 and not fill.ops
-        value = values[0] if plain else parse_chain(fill.ops).run(values)
-        if tuple(value.shape) != shape:
+        value = values[0] if len(values) == 1 and not fill.ops else parse_chain(fill.ops).run(values)
+        if value.shape != shape:
             raise ApplyError(f"the plan makes {show(tuple(value.shape))}, the model has {show(shape)}")
         return value
     except Exception as error:

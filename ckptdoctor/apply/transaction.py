@@ -23,10 +23,9 @@ class Transaction:
     ``written`` are the tensors that anything may write to before :meth:`commit`; by default all.
     """
 
-    def __init__(self, model: nn.Module, written: Iterable[Tensor] | None = None) -> None:
-        self._modules = list(model.modules())
+    def __init__(self, modules: Iterable[nn.Module], written: Iterable[Tensor] | None = None) -> None:
         self._tables = [
-            (table, dict(table.items())) for m in self._modules for table in (m._parameters, m._buffers)
+            (table, dict(table.items())) for m in modules for table in (m._parameters, m._buffers)
         ]
         self._tensors = {id(t): t for _, entries in self._tables for t in entries.values() if t is not None}
         self._written = self._tensors.keys() if written is None else {id(t) for t in written}

@@ -41,9 +41,13 @@ class FileMap:
         """The memory of these bytes."""
         import torch
 
-        return torch.frombuffer(
-            self._memory, dtype=torch.uint8, count=nbytes, offset=offset
-        ).untyped_storage()
+        return self.tensor(torch.uint8, nbytes, offset).untyped_storage()
+
+    def tensor(self, dtype: torch.dtype, count: int, offset: int) -> torch.Tensor:
+        """That many values in a row, over a storage of exactly their bytes."""
+        import torch
+
+        return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset)
 
 
 def can_map(ref: StorageRef, itemsize: int, byteorder: str) -> bool:

@@ -76,6 +76,7 @@ class TensorReader:
         mapped = self.mapped or False not in [is_local(path) for path in self.archive.files]
         other = TensorReader(self.archive, self.state_dict, check_crc=self.check_crc, mapped=mapped)
         other._files, other._checked = self._files, self._checked
+        other._users, other._dtypes = self._users, self._dtypes
         return other
 
     def prepare(self, keys: Iterable[str]) -> None:
@@ -87,9 +88,11 @@ class TensorReader:
 
         Raises CorruptCheckpointError naming the keys, ReadError if the file cannot be read.
         """
+        if not self.check_crc:
+            return
         names = dict.fromkeys(s for key in keys for s in self._storages(key))
         refs = {s: self.archive.storages[s] for s in names if s not in self._checked}
-        due = [(s, ref) for s, ref in refs.items() if self.check_crc and ref.crc is not None]
+        due = [(s, ref) for s, ref in refs.items() if ref.crc is not None]
         fits = in_threads(lambda one: crc_fits(self._files, one[1]), due, sum(r.nbytes for _, r in due))
         for (name, ref), good in zip(due, fits, strict=True):
             if not good:
@@ -149,12 +152,30 @@ class TensorReader:
     def __call__(self, key: str) -> torch.Tensor:
         """Raises CorruptCheckpointError for a bad checksum, ReadError for what torch cannot express."""
         spec, recipe = self._specs[key], self.state_dict.recipes.get(key)
+        if recipe is None and self.mapped and self._users[spec.storage] == 1:
+            whole = self._whole(key, spec)
+            if whole is not None:
+                return whole
         try:
             if recipe is None:
                 return self._view(key, spec)
             return self._composite(key, spec, recipe)
         finally:
             self._release(key)
+
+    def _whole(self, key: str, spec: TensorSpec) -> torch.Tensor | None:
+        """The usual tensor in few steps: all of a mapped storage that no other key uses. None for others."""
+        ref = self.archive.storages.get(spec.storage)
+        if ref is None or spec.layout != "strided" or spec.strides is not None or spec.dtype != ref.dtype:
+            return None
+        count, itemsize = spec.numel, element_size(spec.dtype)
+        if count * itemsize != ref.nbytes or not can_map(ref, itemsize, sys.byteorder):
+            return None
+        file = self._files.mapped(ref.file)
+        if file is None:
+            return None
+        self._check_once(spec.storage, ref)
+        return file.tensor(self._dtype(key, spec.dtype), count, ref.offset).view(spec.shape)
 
     def close(self) -> None:
         """Close the files and forget shared storages."""
@@ -222,12 +243,15 @@ class TensorReader:
         file = self._files.mapped(ref.file)
         if file is None:
             return None
+        self._check_once(storage_id, ref)
+        storage = self._kept[storage_id] = file.storage(ref.offset, ref.nbytes)
+        return storage
+
+    def _check_once(self, storage_id: str, ref: StorageRef) -> None:
         if self.check_crc and storage_id not in self._checked:
             if not crc_fits(self._files, ref):
                 raise self._bad_crc(ref)
             self._checked.add(storage_id)
-        storage = self._kept[storage_id] = file.storage(ref.offset, ref.nbytes)
-        return storage
 
     def _read(self, ref: StorageRef) -> torch.UntypedStorage:
         import torch

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from ctypes import string_at
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALL = 4096  # values that are compared at once as integers of their size: what is around costs more
+SMALL = 4096  # values that are compared at once as bytes: what is around costs more
 PIECE = 24 << 10  # values that are copied and compared; torch starts no threads for so few
 INTEGERS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
 
@@ -24,10 +25,8 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         )
     if a.data_ptr() == b.data_ptr() and a.device == b.device and a.stride() == b.stride():
         return a.is_conj() == b.is_conj() and a.is_neg() == b.is_neg()
-    if 0 < a.numel() <= SMALL and a.device == b.device:
-        x, y = integers(a), integers(b)
-        if x is not None and y is not None:
-            return bool(torch.equal(x, y))
+    if 0 < a.numel() <= SMALL and _plain(a) and _plain(b):
+        return _same_bytes(a, b)
     return _equal(_bytes(a), _bytes(b.to(a.device)))
 
 
@@ -35,6 +34,9 @@ def copied(into: Tensor, value: Tensor) -> bool:
     """Copy; whether every bit arrived. Plain memory is compared while the processor's cache still has it."""
     import torch
 
+    if into.numel() <= SMALL and into.dtype == value.dtype and into.shape == value.shape:
+        into.copy_(value)
+        return _same_bytes(into, value) if _plain(into) and _plain(value) else same_bits(into, value)
     x = integers(into) if into.dtype == value.dtype and into.shape == value.shape else None
     y = integers(value) if x is not None and into.device == value.device else None
     if x is None or y is None:
@@ -46,6 +48,25 @@ def copied(into: Tensor, value: Tensor) -> bool:
         part.copy_(due)
         same = torch.equal(part, due) and same
     return same
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether its values are one range of the CPU's memory, just as they are there."""
+    import torch
+
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.is_cpu
+        and tensor.layout == torch.strided
+        and tensor.is_contiguous()
+        and not (tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
+    )
+
+
+def _same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Of two plain tensors of one shape and dtype."""
+    nbytes = a.numel() * a.itemsize
+    return not nbytes or string_at(a.data_ptr(), nbytes) == string_at(b.data_ptr(), nbytes)
 
 
 def integers(tensor: Tensor) -> Tensor | None:

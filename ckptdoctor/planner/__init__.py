@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptdoctor.planner.make import make_plan
+from ckptdoctor.planner.make import make_expanded, make_plan
 from ckptdoctor.planner.reverse import reverse
 
-__all__ = ["make_plan", "reverse"]
+__all__ = ["make_expanded", "make_plan", "reverse"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ckptdoctor.align.model import Alignment, Strip
 from ckptdoctor.decisions import Decision
 from ckptdoctor.errors import PlanError
 from ckptdoctor.keys import cover, printable
-from ckptdoctor.plan.expand import expand_decided
+from ckptdoctor.plan.expand import Expansion, expand_decided
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.plan.model import (
     Drop,
@@ -35,7 +36,12 @@ from ckptdoctor.planner.wanted import same_fill, wanted_fills, why
 from ckptdoctor.trees import ParamTree
 
 
-def make_plan(
+def make_plan(alignment: Alignment, source: ParamTree, target: ParamTree, **how: Any) -> Plan:
+    """The plan of :func:`make_expanded`, with the same arguments."""
+    return make_expanded(alignment, source, target, **how).plan
+
+
+def make_expanded(
     alignment: Alignment,
     source: ParamTree,
     target: ParamTree,
@@ -44,19 +50,19 @@ def make_plan(
     state_dict_path: str = "",
     model_label: str = "",
     decisions: Sequence[Decision] = (),
-) -> Plan:
-    """The fewest readable steps that reproduce the alignment exactly.
+) -> Expansion:
+    """The fewest readable steps that reproduce the alignment exactly, as a plan and worked out.
 
     What is undecided or missing in the alignment is left out and counted as open; such a plan is not
-    ``complete``. The result is checked by expanding it again. Raises :class:`PlanError` when the alignment
-    contradicts itself (two sources for one tensor, shapes that do not fit).
+    ``complete``. The plan is checked by working it out, which is what :func:`ckptdoctor.plan.expand` gives
+    for these trees where it is complete. Raises :class:`PlanError` when the alignment contradicts itself
+    (two sources for one tensor, shapes that do not fit).
     """
     head = (
         SourceRef(file=file, state_dict=state_dict_path, tree=source.digest, keys=len(source)),
         TargetRef(model=model_label, tree=target.digest, keys=len(target)),
     )
-    work = _Parts(alignment, source, target, tuple(decisions))
-    return work.best(head)
+    return _Parts(alignment, source, target, tuple(decisions)).best(head)
 
 
 Way = Callable[[Sequence[Set], Sequence[Set]], list[Transform]]
@@ -86,31 +92,29 @@ class _Parts:
     decisions: tuple[Decision, ...]
     fills: dict[str, Fill] = field(default_factory=dict)
 
-    def best(self, head: tuple[SourceRef, TargetRef]) -> Plan:
+    def best(self, head: tuple[SourceRef, TargetRef]) -> Expansion:
         """The most readable of the ways to write the plan that gives exactly the alignment."""
         self.fills = wanted_fills(self.alignment, self.target, self.decisions)
         problem: PlanError | None = None
         for strips in (self.alignment.strips, ()):
             for way in (_free, _limited, literal_steps):
                 try:
-                    plan = self.plan(head, strips, way)
-                    self.check(plan)
+                    return self.checked(self.plan(head, strips, way))
                 except PlanError as error:
                     problem = problem or error
-                else:
-                    return plan
             if not strips:
                 break
         assert problem is not None
         raise problem
 
-    def check(self, plan: Plan) -> None:
-        """The plan, worked out, is the alignment."""
+    def checked(self, plan: Plan) -> Expansion:
+        """The plan worked out, which is the alignment."""
         skip = {k for k, u in self.alignment.unused.items() if not u.decided}
         made = expand_decided(plan, self.source, self.target, skip)
         for key, want in self.fills.items():
             if not same_fill(made, key, want):
                 raise PlanError(f"the steps found for `{printable(key)}` do not give what was matched")
+        return made
 
     def plan(self, head: tuple[SourceRef, TargetRef], strips: Sequence[Strip], way: Way) -> Plan:
         strip_steps, names = self.strip(strips)

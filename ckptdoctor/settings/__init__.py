@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,21 @@ def find_settings(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         file = place / "pyproject.toml"
         if not file.is_file():
             continue
-        try:
-            table = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("ckptdoctor")
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{file}: {error}") from None
+        stat = file.stat()
+        table = _table(str(file), (stat.st_size, stat.st_mtime_ns))
         if isinstance(table, dict):
             return file, table
     return None
+
+
+@lru_cache(maxsize=8)
+def _table(file: str, stamp: tuple[int, int]) -> Any:
+    """The table of a file as it was at that size and time. Loading looks at it each time."""
+    try:
+        found = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: {error}") from None
+    return found.get("tool", {}).get("ckptdoctor")
 
 
 def renamed_from(folder: Path) -> dict[str, str]:

@@ -43,10 +43,10 @@ def verify_model(
     problems = [*_keys(expansion, state), *_meta(model, state), *_ties(state, ties)]
     casts: Casts = {}
     for key, fill in expansion.fills.items():
-        if key in state and not state[key].is_meta:
+        tensor = state.get(key)
+        if tensor is not None and not tensor.is_meta:
             due = pending(key) if pending is not None else None
-            found = state[key].detach() if due is None else due
-            problems += _one(key, fill, reader, state, found, before, casts, bits)
+            problems += _one(key, fill, reader, state, tensor if due is None else due, before, casts, bits)
     problems += lossy_casts(casts, accept)
     if problems:
         raise VerifyError(words(problems, "the model is as it was before"))
@@ -107,7 +107,7 @@ def _one(
     if fill.kind == "load" and not bits and not fill.cast:
         casts[key] = (dtype_name(found.dtype), "lossless")
     elif fill.kind == "load":
-        yield from replayed(key, fill, reader, found, casts)
+        yield from replayed(key, fill, reader, found.detach(), casts)
     elif fill.kind == "tie":
         if fill.tied_to not in state or _memory(state[key]) != _memory(state[fill.tied_to]):
             yield f"{quoted(key)} is not the same tensor as {quoted(fill.tied_to)}"

@@ -319,7 +319,7 @@ def test_only_what_code_of_the_model_may_write_to_is_kept_aside():
     from ckptdoctor.apply.direct import places_of
 
     def split(model):
-        found = places_of(model, dict(model.state_dict(keep_vars=True)))
+        found = places_of(model, list(model.modules()), dict(model.state_dict(keep_vars=True)))
         return sorted(found.own), sorted(found.direct)
 
     assert split(small()) == (["1"], ["0.bias", "0.weight", "4.bias", "4.weight"])

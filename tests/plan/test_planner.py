@@ -12,7 +12,7 @@ from ckptdoctor.align.model import Alignment, Match, Question, Strip, Unused
 from ckptdoctor.decisions import Decision
 from ckptdoctor.errors import PlanError, UndecidedError
 from ckptdoctor.plan import Plan, expand, from_toml, to_toml
-from ckptdoctor.planner import make_plan, reverse
+from ckptdoctor.planner import make_expanded, make_plan, reverse
 from ckptdoctor.planner.renames import renames
 from ckptdoctor.trees import ParamTree, TensorSpec
 from tests.plan.strategies import SHAPE, alignments, renamings, wrapped
@@ -57,6 +57,7 @@ def test_a_plan_worked_out_is_the_alignment(found: tuple[Alignment, ParamTree, P
         assert (fill.kind == "keep") == (match.status == "kept")
     assert set(expansion.unused) == set(alignment.unused)
     assert from_toml(to_toml(made)) == made
+    assert make_expanded(*found, file="a.pth", model_label="m.py") == expansion
 
 
 @given(alignments())
