@@ -18,9 +18,11 @@ from ckptdoctor.formats.checksum import crc32
 from ckptdoctor.formats.parallel import MOST, in_threads
 from ckptdoctor.formats.source import corrupt
 from ckptdoctor.formats.words import show
+from ckptdoctor.writers import writeback
 from ckptdoctor.writers.pieces import Piece
 
 BLOCK = 1 << 18  # bytes: larger ones leave the cache, smaller ones cost system calls
+EARLY = 32 << 20  # bytes: what is sent to the disk at once; below a quarter of it is left to the fsync
 
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
@@ -106,7 +108,7 @@ class _Job:
             if place.tail is not None:
                 writer.write(place.tail(crc))
             sums.append(crc)
-        writer.flush()
+        writer.end()
         return sums
 
     def one(self, writer: _Writer, piece: Piece) -> int:
@@ -132,6 +134,7 @@ class _Writer:
     def __init__(self, job: _Job, offset: int) -> None:
         self._job = job
         self._offset = offset  # of what is in the buffer
+        self._sent = offset  # up to here the disk has, or is getting it
         self._small = bytearray()
         self._large: memoryview | None = None
 
@@ -148,6 +151,15 @@ class _Writer:
         if self._small:
             self._put(memoryview(self._small))
             self._small = bytearray()
+
+    def end(self) -> None:
+        self.flush()
+        if self._offset - self._sent >= EARLY // 4:
+            self._send()
+
+    def _send(self) -> None:
+        writeback.begin(self._job.descriptor, self._sent, self._offset - self._sent)
+        self._sent = self._offset
 
     def copy(self, piece: Piece) -> int:
         assert piece.span is not None
@@ -178,6 +190,8 @@ class _Writer:
         while data:
             done = os.pwrite(self._job.descriptor, data[: 4 * BLOCK], self._offset)
             data, self._offset = data[done:], self._offset + done
+        if self._offset - self._sent >= EARLY:
+            self._send()
         if self._job.on_bytes is not None:
             self._job.on_bytes(count)
 

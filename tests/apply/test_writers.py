@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from ckptdoctor.formats import open_checkpoint, parallel
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.formats.tensors import TensorReader
 from ckptdoctor.ops.bits import same_bits
-from ckptdoctor.writers import Contents, Piece, stream, write_contents
+from ckptdoctor.writers import Contents, Piece, stream, write_contents, writeback
 from ckptdoctor.writers.shards import size_of
 from ckptdoctor.writers.torch_zip import Member, Record, laid_out
 
@@ -201,6 +202,22 @@ def test_bytes_are_copied_between_all_formats(tmp_path, monkeypatch, threads, ki
         with zipfile.ZipFile(tmp_path / "out.pth") as file:
             assert file.testzip() is None
         assert found["view"].untyped_storage().nbytes() == 4 * 7989, "cut to size"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_written_goes_to_the_disk_at_once_and_no_byte_twice(tmp_path, monkeypatch, threads) -> None:
+    monkeypatch.setattr(parallel, "WORTHWHILE", 0)
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: threads)
+    monkeypatch.setattr(stream, "EARLY", 1 << 20)
+    sent, real = [], writeback.begin
+    monkeypatch.setattr(writeback, "begin", lambda *args: sent.append(args) or real(*args))
+    torch.save({f"w{i}": torch.randn(700_000) for i in range(8)}, tmp_path / "in.pth")
+    reader, todo = copied(tmp_path / "in.pth")
+    write_contents(todo, tmp_path / "out.pth", reader.files)
+    ranges = sorted((offset, offset + count) for _, offset, count in sent)
+    assert all(a[1] <= b[0] for a, b in pairwise(ranges)) and len(ranges) > 8
+    assert sum(b - a for a, b in ranges) > 0.9 * (tmp_path / "out.pth").stat().st_size
+    writeback.begin(-1, 0, 1)  # what it cannot do is left to the fsync
 
 
 @pytest.mark.parametrize("threads", [1, 3])
