@@ -34,6 +34,9 @@ class Work:
 CKD = "-m ckptdoctor"
 TORCH_LOAD = "-c 'import torch, sys; torch.load(sys.argv[1], mmap=True, weights_only=True)'"
 
+# `repair` always flushes what it writes; only where it is compared with a plain `cp` that is left out.
+UNSYNCED = "os.fsync left out here"
+
 WORKS = (
     Work(
         "specs of many keys",
@@ -110,11 +113,18 @@ WORKS = (
         "renames, .pth to .pth",
         [
             ("cp", "cp"),
-            ("cp and fsync", "cp_sync"),
             ("torch", "rewrite_torch"),
             ("torch, mmap", "rewrite_torch_mmap"),
-            ("repair, fsync, no verify", "rewrite_ours"),
-            ("repair, fsync, verified", "rewrite_ours_verified"),
+            (f"repair, no verify, {UNSYNCED}", "rewrite_ours_unsynced"),
+        ],
+        "1.0",
+    ),
+    Work(
+        "renames, .pth to .pth, with fsync",
+        [
+            ("cp and fsync", "cp_sync"),
+            ("repair, no verify", "rewrite_ours"),
+            ("repair, verified", "rewrite_ours_verified"),
         ],
         "1.0",
     ),
@@ -123,8 +133,18 @@ WORKS = (
         [
             ("cp", "cp"),
             ("safetensors load + save", "rewrite_safetensors"),
+            (f".pth, no verify, {UNSYNCED}", "to_safetensors_ours_unsynced"),
+            (f".safetensors, no verify, {UNSYNCED}", "safetensors_ours_unsynced"),
+        ],
+        "1.0",
+    ),
+    Work(
+        "to .safetensors, with fsync",
+        [
+            ("cp and fsync", "cp_sync"),
             (".pth, no verify", "to_safetensors_ours"),
             (".safetensors, no verify", "safetensors_ours"),
+            (".safetensors, verified", "safetensors_ours_verified"),
         ],
         "1.0",
     ),
@@ -138,7 +158,16 @@ WORKS = (
         ],
         "0.1",
     ),
-    Work("split q, k, v", [("cp", "cp_fused"), ("repair, no verify", "split_ours")], "1.5"),
+    Work(
+        "split q, k, v",
+        [("cp", "cp_fused"), (f"repair, no verify, {UNSYNCED}", "split_ours_unsynced")],
+        "1.5",
+    ),
+    Work(
+        "split q, k, v, with fsync",
+        [("cp and fsync", "cp_fused_sync"), ("repair, no verify", "split_ours")],
+        "1.5",
+    ),
 )
 
 WORKER = """

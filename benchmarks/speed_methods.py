@@ -277,6 +277,10 @@ def cp_fused(data: Path) -> float:
     return _copied(data, "fused.pth")
 
 
+def cp_fused_sync(data: Path) -> float:
+    return _copied(data, "fused.pth", sync=True)
+
+
 def _stripped(path: Path, **kwargs: Any) -> dict[str, Any]:
     import torch
 
@@ -322,8 +326,21 @@ def _rewrite(data: Path, source: str, target: str, suffix: str, verify: bool) ->
     return _written(data, suffix, lambda out: api.write_diagnosed(found, out, verify=verify))
 
 
+def _unsynced(work: Method, data: Path) -> float:
+    """Without writing to the disk, as `cp` does without it; it is taken out of this process only."""
+    from ckptdoctor.writers import writeback
+
+    os.fsync = lambda descriptor: None
+    writeback.begin = lambda descriptor, offset, nbytes: None
+    return work(data)
+
+
 def rewrite_ours(data: Path) -> float:
     return _rewrite(data, "ddp.pth", "plain.pth", ".pth", False)
+
+
+def rewrite_ours_unsynced(data: Path) -> float:
+    return _unsynced(rewrite_ours, data)
 
 
 def rewrite_ours_verified(data: Path) -> float:
@@ -334,8 +351,20 @@ def to_safetensors_ours(data: Path) -> float:
     return _rewrite(data, "ddp.pth", "plain.pth", ".safetensors", False)
 
 
+def to_safetensors_ours_unsynced(data: Path) -> float:
+    return _unsynced(to_safetensors_ours, data)
+
+
 def safetensors_ours(data: Path) -> float:
     return _rewrite(data, "ddp.safetensors", "plain.pth", ".safetensors", False)
+
+
+def safetensors_ours_unsynced(data: Path) -> float:
+    return _unsynced(safetensors_ours, data)
+
+
+def safetensors_ours_verified(data: Path) -> float:
+    return _rewrite(data, "ddp.safetensors", "plain.pth", ".safetensors", True)
 
 
 def rewrite_tiny_ours(data: Path) -> float:
@@ -354,3 +383,7 @@ def split_ours(data: Path) -> float:
     import torch  # noqa: F401
 
     return _rewrite(data, "fused.pth", "plain.pth", ".pth", False)
+
+
+def split_ours_unsynced(data: Path) -> float:
+    return _unsynced(split_ours, data)

@@ -149,9 +149,6 @@ def apply_to_file(
     if envelope is not None:
         check_envelope(path, fmt, max_shard_size is not None, probe is not None)
     receipts: list[Receipt] = []
-    contents = file_contents(expansion, reader, target_tree, initial=initial, source_versions=source_versions)
-    contents = replace(contents, envelope=envelope)
-
     casts: dict[str, tuple[str, CastClass]] = {}
     parts: list[Contents] = []
 
@@ -172,6 +169,10 @@ def apply_to_file(
 
     files = getattr(reader, "files", None) or Files()
     with quiet_gc():
+        contents = file_contents(
+            expansion, reader, target_tree, initial=initial, source_versions=source_versions
+        )
+        contents = replace(contents, envelope=envelope)
         write_contents(
             contents,
             path,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ckptdoctor.trees import ParamTree, TensorSpec
 
 Initial = Callable[[str], Any]  # model key -> the model's own value; KeyError when it has none
+SpanOf = Callable[[str, str], Span | None]  # key and dtype of the checkpoint
 
 
 def file_contents(
@@ -40,9 +41,10 @@ def file_contents(
     """
     _check_complete(expansion, target, initial)
     made: dict[str, Piece] = {}
+    span: SpanOf | None = getattr(reader, "span", None)
     for key, fill in expansion.fills.items():
         if fill.kind == "load":
-            made[key] = _loaded(key, fill, reader, target[key])
+            made[key] = _loaded(key, fill, reader, target.specs[key], span)
         elif fill.kind != "tie":
             own = _own(key, target, initial)
             made[key] = Piece(target[key].shape, target[key].dtype, make=lambda own=own: own)  # type: ignore[misc]
@@ -50,20 +52,25 @@ def file_contents(
     check_copies(expansion, reader)
     _check_cut(expansion, reader, made)
     same = {key: group[0] for group in target.ties for key in group}
-    anchors = {key: _anchor(key, expansion) for key in target.specs}
-    pieces = {key: made[same[a] if same.get(a) in made else a] for key, a in anchors.items()}
+    pieces = {}
+    for key in target.specs:
+        if key in same or key not in made:
+            anchor = _anchor(key, expansion)
+            pieces[key] = made[same[anchor] if same.get(anchor) in made else anchor]
+        else:
+            pieces[key] = made[key]
     objects = {key: initial(key) if initial is not None else None for key in target.extra}
     versions = map_versions(expansion, target.versions, source_versions or {}) if target.versions else {}
     return Contents(pieces, versions, objects)
 
 
-def _loaded(key: str, fill: Fill, reader: Reader, spec: TensorSpec) -> Piece:
+def _loaded(key: str, fill: Fill, reader: Reader, spec: TensorSpec, span_of: SpanOf | None) -> Piece:
     def make() -> Tensor:
         return to_write(key, fill, reader, Want(spec.shape, _dtype(spec.dtype)))
 
-    asked: Callable[[str, str], Span | None] | None = getattr(reader, "span", None)
-    copied = asked is not None and len(fill.sources) == 1 and not fill.cast
-    span = asked(fill.sources[0], spec.dtype) if asked is not None and copied else None
+    if span_of is None or fill.cast or len(fill.sources) != 1:
+        return Piece(spec.shape, spec.dtype, make=make)
+    span = span_of(fill.sources[0], spec.dtype)
     if span is not None and fill.ops:
         # A reader with spans is a TensorReader, of whose attributes `Reader` says nothing.
         span = _part(fill, span, reader.state_dict.tree[fill.sources[0]], spec)  # type: ignore[attr-defined]

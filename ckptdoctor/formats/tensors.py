@@ -122,10 +122,14 @@ class TensorReader:
 
     def span(self, key: str, dtype: str) -> Span | None:
         """Where the bytes of `key` are in a file, if they can be copied as they are; else None."""
-        spec = self.state_dict.tree[key]
-        ref = self.archive.storages.get(spec.storage)
-        plain = spec.layout == "strided" and spec.strides is None and spec.dtype == dtype
-        if ref is None or not plain or key in self.state_dict.recipes or ref.compression or ref.inline:
+        spec = self._specs[key]
+        if spec.dtype != dtype or spec.strides is not None or spec.layout != "strided":
+            return None
+        try:
+            ref = self.archive.storages[spec.storage]
+        except KeyError:
+            return None
+        if ref.compression or ref.inline or key in self.state_dict.recipes:
             return None
         itemsize = element_size(dtype)
         if ref.byteorder != "little" and itemsize > 1:

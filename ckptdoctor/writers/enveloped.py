@@ -11,7 +11,7 @@ from ckptdoctor.formats.envelope import Envelope, Kept, fits_exactly
 from ckptdoctor.formats.tensors import Span
 from ckptdoctor.trees import DTYPE_SIZES
 from ckptdoctor.writers.pieces import Contents, Piece, bytes_of
-from ckptdoctor.writers.torch_pickle import Entry, Lent, state_dict_opcodes
+from ckptdoctor.writers.torch_pickle import Lent, state_dict_opcodes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,10 +44,7 @@ def enveloped(contents: Contents, files: Files) -> Outline:
                 order.setdefault(name, _whole(envelope.kept[name], files))
             else:
                 order[name] = piece
-        entries: list[tuple[Entry, int]] = [
-            ((key, p.dtype, p.shape, names[p], p.nbytes), DTYPE_SIZES[p.dtype])
-            for key, p in contents.pieces.items()
-        ]
+        entries = [(key, piece, names[piece]) for key, piece in contents.pieces.items()]
         return state_dict_opcodes(entries, contents.versions, first=envelope.tree.numbers, lent=lent)
 
     def seen(name: str) -> None:

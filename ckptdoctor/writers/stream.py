@@ -17,10 +17,14 @@ from ckptdoctor.formats.blobs import Files, read_at
 from ckptdoctor.formats.checksum import crc32
 from ckptdoctor.formats.parallel import MOST, in_threads
 from ckptdoctor.formats.source import corrupt
+from ckptdoctor.formats.tensors import Span
 from ckptdoctor.formats.words import show
+from ckptdoctor.writers import writeback
 from ckptdoctor.writers.pieces import Piece
 
 BLOCK = 1 << 18  # bytes: larger ones leave the cache, smaller ones cost system calls
+PAGE = 1 << 12
+EARLY = 32 << 20  # bytes: what is sent to the disk at once; below a quarter of it is left to the fsync
 
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
@@ -57,31 +61,26 @@ def fill_places(
     Raises ReadError when a source is not what it was, CorruptCheckpointError when its checksum does not
     fit, OSError, or what making a tensor raises.
     """
-    total = sum(_size(p) for p in places)
-    runs = list(_runs(places, total))
+    sizes = [len(p.head) + (p.piece.nbytes if p.piece is not None else 0) for p in places]
+    total = sum(sizes)
     job = _Job(descriptor, files, on_bytes)
-    for place in places:  # opened here: `Files` is not made for several threads
-        if place.piece is not None and place.piece.span is not None:
-            files.descriptor(place.piece.span.file)
+    for path in {p.piece.span.file for p in places if p.piece is not None and p.piece.span is not None}:
+        files.descriptor(path)  # opened here: `Files` is not made for several threads
     sums: list[int] = []
-    for found in in_threads(job.run, runs, total, stop=job.stop):
+    for found in in_threads(job.run, _runs(places, sizes, total), total, stop=job.stop):
         sums += found
     return sums
 
 
-def _size(place: Place) -> int:
-    return len(place.head) + (place.piece.nbytes if place.piece else 0)
-
-
-def _runs(places: Sequence[Place], total: int) -> list[Sequence[Place]]:
+def _runs(places: Sequence[Place], sizes: Sequence[int], total: int) -> list[Sequence[Place]]:
     """Consecutive places for each thread, about equally large; more runs than threads, for balance."""
     due = max(total // (MOST * 4), 4 << 20)
     runs, first, size = [], 0, 0
-    for at, place in enumerate(places):
-        size += _size(place)
+    for at, more in enumerate(sizes, start=1):
+        size += more
         if size >= due:
-            runs.append(places[first : at + 1])
-            first, size = at + 1, 0
+            runs.append(places[first:at])
+            first, size = at, 0
     return [*runs, places[first:]] if first < len(places) else runs
 
 
@@ -98,32 +97,27 @@ class _Job:
     def run(self, places: Sequence[Place]) -> list[int]:
         writer = _Writer(self, places[0].offset)
         sums = []
-        for place in places:
-            writer.write(place.head)
-            crc = 0
-            if place.piece is not None and place.piece.nbytes:
-                crc = self.one(writer, place.piece)
-            if place.tail is not None:
-                writer.write(place.tail(crc))
+        for _, head, piece, tail in places:
+            writer.write(head)
+            crc = self.one(writer, piece) if piece is not None and piece.nbytes else 0
+            if tail is not None:
+                writer.write(tail(crc))
             sums.append(crc)
-        writer.flush()
+        writer.end()
         return sums
 
     def one(self, writer: _Writer, piece: Piece) -> int:
-        if piece.span is None:
+        span = piece.span
+        if span is None:
             with self.making:
                 content = piece.content()
                 writer.write(content)
                 writer.flush()
                 return crc32(content)
-        crc = writer.copy(piece)
-        if not _fits(piece, crc):
-            raise corrupt(piece.span.file, f"the bytes at {piece.span.offset} do not fit their checksum")
+        crc = writer.copy(span, piece.nbytes)
+        if span.crc is not None and span.crc != crc:
+            raise corrupt(span.file, f"the bytes at {span.offset} do not fit their checksum")
         return crc
-
-
-def _fits(piece: Piece, crc: int) -> bool:
-    return piece.span is None or piece.span.crc in (None, crc)
 
 
 class _Writer:
@@ -132,8 +126,10 @@ class _Writer:
     def __init__(self, job: _Job, offset: int) -> None:
         self._job = job
         self._offset = offset  # of what is in the buffer
+        self._sent = offset  # up to here the disk has, or is getting it
         self._small = bytearray()
         self._large: memoryview | None = None
+        self._near = _Near(job.files)
 
     def write(self, data: bytes | memoryview) -> None:
         if len(data) >= BLOCK:
@@ -149,23 +145,28 @@ class _Writer:
             self._put(memoryview(self._small))
             self._small = bytearray()
 
-    def copy(self, piece: Piece) -> int:
-        assert piece.span is not None
-        source, offset, left = piece.span.file, piece.span.offset, piece.nbytes
-        descriptor = self._job.files.descriptor(source)
+    def end(self) -> None:
+        self.flush()
+        if self._offset - self._sent >= EARLY // 4:
+            self._send()
+
+    def _send(self) -> None:
+        writeback.begin(self._job.descriptor, self._sent, self._offset - self._sent)
+        self._sent = self._offset
+
+    def copy(self, span: Span, left: int) -> int:
         if left < BLOCK // 2:
-            data = memoryview(bytearray(left))
-            _read(descriptor, data, offset, source)
+            data = self._near.read(span.file, span.offset, left)
             self.write(data)
             return crc32(data)
         self.flush()
         if self._large is None:
             self._large = memoryview(bytearray(BLOCK))
-        crc = 0
+        descriptor, offset, crc = self._job.files.descriptor(span.file), span.offset, 0
         while left:
             # Up to a multiple of BLOCK in the new file: file systems copy whole pages faster.
             chunk = self._large[: min(left, BLOCK - self._offset % BLOCK)]
-            _read(descriptor, chunk, offset, source)
+            read_whole(descriptor, chunk, offset, span.file)
             crc = crc32(chunk, crc)
             self._put(chunk)
             offset, left = offset + len(chunk), left - len(chunk)
@@ -178,11 +179,42 @@ class _Writer:
         while data:
             done = os.pwrite(self._job.descriptor, data[: 4 * BLOCK], self._offset)
             data, self._offset = data[done:], self._offset + done
+        if self._offset - self._sent >= EARLY:
+            self._send()
         if self._job.on_bytes is not None:
             self._job.on_bytes(count)
 
 
-def _read(descriptor: int, into: memoryview, offset: int, path: str) -> None:
+class _Near:
+    """Small pieces of a file: those that follow each other are read together, ever more of them at once."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._path, self._at, self._data = "", 0, memoryview(b"")
+        self._ahead = PAGE
+
+    def read(self, path: str, offset: int, nbytes: int) -> memoryview:
+        """Those bytes, valid until the next call."""
+        start = offset - self._at
+        if start < 0 or start + nbytes > len(self._data) or path != self._path:
+            self._load(path, offset, nbytes)
+            start = 0
+        return self._data[start : start + nbytes]
+
+    def _load(self, path: str, offset: int, nbytes: int) -> None:
+        follows = path == self._path and 0 <= offset - self._at < len(self._data) + self._ahead
+        self._ahead = min(4 * self._ahead, BLOCK) if follows else PAGE
+        size = max(nbytes, self._ahead) if nbytes < BLOCK // 8 else nbytes
+        buffer, descriptor = memoryview(bytearray(size)), self._files.descriptor(path)
+        count = read_at(descriptor, buffer, offset, path)
+        if count < nbytes:
+            read_whole(descriptor, buffer[count:nbytes], offset + count, path)
+            count = nbytes
+        self._path, self._at, self._data = path, offset, buffer[:count]
+
+
+def read_whole(descriptor: int, into: memoryview, offset: int, path: str) -> None:
+    """Fill ``into`` with the bytes from ``offset`` on. Raises ReadError when there are fewer."""
     while into:
         count = read_at(descriptor, into, offset, path)
         if not count:

@@ -19,7 +19,7 @@ from ckptdoctor.formats.zip_members import Member as Old
 from ckptdoctor.writers.clone import BLOCK, can_clone, share
 from ckptdoctor.writers.enveloped import Outline
 from ckptdoctor.writers.stream import OnBytes, Place, fill_places
-from ckptdoctor.writers.torch_zip import Member, directory, finished, laid_out, places, records_of
+from ckptdoctor.writers.torch_zip import Member, directory, finish, laid_out, members_of, places
 
 
 def write_cloned(outline: Outline, descriptor: int, files: Files, on_bytes: OnBytes | None) -> bool:
@@ -49,16 +49,16 @@ def _aligned(
     outline: Outline, root: str, old: Sequence[Old], spans: Sequence[Span]
 ) -> tuple[list[Member], int, int] | None:
     """The new members, the number of the first storage, and how far storages move: the same for all."""
-    records = records_of(outline.pickle, outline.storages, root, computable=outline.computable)
-    first = next(n for n, record in enumerate(records) if record.piece is not None)
+    members = members_of(outline.pickle, outline.storages, root, computable=outline.computable)
+    first = next(n for n, member in enumerate(members) if member.piece is not None)
     if len(old) != len(spans):
         return None
-    extra = (old[0].header - laid_out(records)[first].header) % BLOCK
-    members = laid_out(records, extra)
+    extra = (old[0].header - laid_out(members)[first].header) % BLOCK
+    laid_out(members, extra)
     shift = members[first].header - old[0].header
     for new, was, span in zip(members[first:], old, spans, strict=False):
         same = (new.header - shift, new.start - shift, new.flags) == (was.header, span.offset, was.flags)
-        if not same or was.method != STORED or was.size != new.record.size:
+        if not same or was.method != STORED or was.size != new.size:
             return None
     return members, first, shift
 
@@ -82,7 +82,7 @@ def _write(
     around = [Place(a, os.pread(source, b - a, a - shift)) for a, b in edges]
     small = [Place(p.offset, p.head) for p in places(members) if p.piece is None][:-1]
     sums = [0] * first + [span.crc or 0 for span in spans] + [0] * (len(members) - first - len(spans) - 1)
-    members[-1] = finished(members, sums)
+    finish(members, sums)
     last = b"".join(p.head for p in places(members[-1:])) + directory(members, [*sums, 0])
     for place in (*small, *around, Place(members[-1].header, last)):  # not one behind the other
         fill_places(descriptor, [place], files)

@@ -10,14 +10,13 @@ from typing import Any
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.receipt import listing
-from ckptdoctor.trees import DTYPE_SIZES
 from ckptdoctor.writers.enveloped import Outline, enveloped
 from ckptdoctor.writers.pieces import Contents
 from ckptdoctor.writers.stream import OnBytes, Place, allocate, fill_places
 from ckptdoctor.writers.torch_clone import write_cloned
-from ckptdoctor.writers.torch_pickle import Entry, state_dict_pickle
+from ckptdoctor.writers.torch_pickle import state_dict_pickle
 from ckptdoctor.writers.torch_save import save_with_torch
-from ckptdoctor.writers.torch_zip import directory, finished, laid_out, places, records_of
+from ckptdoctor.writers.torch_zip import directory, finish, laid_out, members_of, places
 
 
 def write_torch(contents: Contents, path: Path, files: Files, on_bytes: OnBytes | None = None) -> None:
@@ -41,10 +40,10 @@ def write_torch(contents: Contents, path: Path, files: Files, on_bytes: OnBytes 
 
 
 def _write_copied(outline: Outline, descriptor: int, files: Files, on_bytes: OnBytes | None) -> None:
-    members = laid_out(records_of(outline.pickle, outline.storages, computable=outline.computable))
+    members = laid_out(members_of(outline.pickle, outline.storages, computable=outline.computable))
     allocate(descriptor, members[-1].end)
     sums = fill_places(descriptor, places(members[:-1]), files, on_bytes)
-    members[-1] = finished(members, sums)
+    finish(members, sums)
     end = b"".join(place.head for place in places(members[-1:])) + directory(members, [*sums, 0])
     fill_places(descriptor, [Place(members[-1].header, end)], files)
 
@@ -52,10 +51,7 @@ def _write_copied(outline: Outline, descriptor: int, files: Files, on_bytes: OnB
 def _plain(contents: Contents) -> Outline:
     """A state dict and nothing else."""
     names = {piece: str(n) for n, piece in enumerate(dict.fromkeys(contents.pieces.values()))}
-    entries: list[tuple[Entry, int]] = [
-        ((key, p.dtype, p.shape, names[p], p.nbytes), DTYPE_SIZES[p.dtype])
-        for key, p in contents.pieces.items()
-    ]
+    entries = ((key, piece, names[piece]) for key, piece in contents.pieces.items())
     pickled = state_dict_pickle(entries, contents.versions)
     return Outline(pickled, {name: piece for piece, name in names.items()})
 

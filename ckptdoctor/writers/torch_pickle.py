@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from ckptdoctor.formats.opcodes import get, put
 from ckptdoctor.formats.tensors import contiguous
+from ckptdoctor.trees import DTYPE_SIZES
+from ckptdoctor.writers.pieces import Piece
 
 # What torch has a storage class for; all else is an UntypedStorage and a dtype (``_rebuild_tensor_v3``).
 STORAGES = {
@@ -20,7 +22,7 @@ STORAGES = {
     "complex64": "ComplexFloatStorage", "complex128": "ComplexDoubleStorage",
 }  # fmt: skip
 
-Entry = tuple[str, str, tuple[int, ...], str, int]  # key, dtype, shape, storage key, its bytes
+Entry = tuple[str, Piece, str]  # key, tensor, storage key
 
 
 class Lent(NamedTuple):
@@ -54,20 +56,18 @@ class _Pickle:
     def ordered_dict(self) -> bytes:
         return self.call("collections", "OrderedDict") + b")R"
 
-    def tensor(self, entry: Entry, itemsize: int) -> None:
-        _, dtype, shape, storage, nbytes = entry
-        known = self._tensors.get((dtype, shape))
-        if known is None:
-            head, tail = self._around(dtype, shape, nbytes, itemsize)
+    def tensor(self, piece: Piece, storage: str) -> None:
+        kind = piece.dtype, piece.shape
+        around = self._tensors.get(kind)
+        if around is None:
+            around = self._around(piece)
             # The first one defines what the later ones refer to.
-            known = self._tensors[dtype, shape] = self._around(dtype, shape, nbytes, itemsize)
-        else:
-            head, tail = known
-        self.out += head + _text(storage) + tail
+            self._tensors[kind] = self._around(piece)
+        self.out += around[0] + _text(storage) + around[1]
 
-    def lent(self, entry: Entry, lent: Lent) -> None:
+    def lent(self, piece: Piece, storage: str, lent: Lent) -> None:
         """A tensor in a storage that is in the file anyway."""
-        _, dtype, shape, storage, _ = entry
+        dtype, shape = piece.dtype, piece.shape
         typed = lent.kind.endswith(STORAGES.get(dtype, "?"))
         head = self.call("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
         head += b"((" + self.once(_text("storage")) + self.call(*lent.kind.split(" ")) + _text(storage)
@@ -75,26 +75,26 @@ class _Pickle:
         head += _ints(shape) + _ints(contiguous(shape)) + b"\x89" + self.ordered_dict()
         self.out += head + (b"" if typed else self.call("torch", dtype)) + b"tR"
 
-    def _around(self, dtype: str, shape: tuple[int, ...], nbytes: int, itemsize: int) -> tuple[bytes, bytes]:
+    def _around(self, piece: Piece) -> tuple[bytes, bytes]:
         """What comes before and behind the storage's name."""
+        dtype, shape = piece.dtype, piece.shape
         typed = STORAGES.get(dtype)
+        size = piece.nbytes // DTYPE_SIZES[dtype] if typed else piece.nbytes
         head = self.call("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
         head += b"((" + self.once(_text("storage"))
         head += self.call("torch", typed) if typed else self.call("torch.storage", "UntypedStorage")
-        tail = self.once(_text("cpu")) + _int(nbytes // itemsize if typed else nbytes) + b"tQK\x00"
+        tail = self.once(_text("cpu")) + _int(size) + b"tQK\x00"
         tail += _ints(shape) + _ints(contiguous(shape)) + b"\x89" + self.ordered_dict()
         return head, tail + (b"" if typed else self.call("torch", dtype)) + b"tR"
 
 
-def state_dict_pickle(
-    entries: Iterable[tuple[Entry, int]], versions: Mapping[str, Mapping[str, int]]
-) -> bytes:
-    """An OrderedDict of tensors; ``versions`` become its ``_metadata``. Entries come with an item's bytes."""
+def state_dict_pickle(entries: Iterable[Entry], versions: Mapping[str, Mapping[str, int]]) -> bytes:
+    """An OrderedDict of tensors; ``versions`` become its ``_metadata``."""
     return b"\x80\x02" + state_dict_opcodes(entries, versions) + b"."
 
 
 def state_dict_opcodes(
-    entries: Iterable[tuple[Entry, int]],
+    entries: Iterable[Entry],
     versions: Mapping[str, Mapping[str, int]],
     *,
     first: int = 0,
@@ -103,12 +103,12 @@ def state_dict_opcodes(
     """The same inside of another pickle, whose memo is free from ``first`` on; ``lent`` by key."""
     pickle, lent = _Pickle(first), lent or {}
     pickle.out += pickle.ordered_dict() + b"("
-    for entry, itemsize in entries:
-        pickle.out += _text(entry[0])
-        if lent and entry[0] in lent:
-            pickle.lent(entry, lent[entry[0]])
+    for key, piece, storage in entries:
+        pickle.out += _text(key)
+        if lent and key in lent:
+            pickle.lent(piece, storage, lent[key])
         else:
-            pickle.tensor(entry, itemsize)
+            pickle.tensor(piece, storage)
     pickle.out += b"u"
     if versions:
         pickle.out += b"}" + _text("_metadata") + pickle.ordered_dict() + b"("
@@ -123,7 +123,7 @@ def state_dict_opcodes(
 
 def _text(text: str) -> bytes:
     data = text.encode("utf-8", "surrogatepass")
-    return b"X" + struct.pack("<I", len(data)) + data
+    return b"X%b%b" % (len(data).to_bytes(4, "little"), data)
 
 
 def _int(value: int) -> bytes:

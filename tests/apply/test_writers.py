@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,9 @@ from ckptdoctor.formats import open_checkpoint, parallel
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.formats.tensors import TensorReader
 from ckptdoctor.ops.bits import same_bits
-from ckptdoctor.writers import Contents, Piece, stream, write_contents
+from ckptdoctor.writers import Contents, Piece, stream, write_contents, writeback
 from ckptdoctor.writers.shards import size_of
-from ckptdoctor.writers.torch_zip import Member, Record, laid_out
+from ckptdoctor.writers.torch_zip import Member, laid_out
 
 DTYPES = [
     "float64",
@@ -135,14 +136,14 @@ def test_what_is_larger_than_32_bits_takes_zip64_fields_where_torch_has_them() -
     """The formula of caffe2's getPadding; no file of that size is written."""
     big = Piece((3 << 30,), "uint16")
     first, second, last = laid_out(
-        [Record("a/data/0", piece=big), Record("a/data/1", piece=big), Record("a/v")]
+        [Member(b"a/data/0", piece=big), Member(b"a/data/1", piece=big), Member(b"a/v")]
     )
     assert first.start == 64 + 0 and len(first.local()) == first.start and first.large
     assert first.end == first.start + big.nbytes + 24
     assert second.start % 64 == 0 and len(second.local()) == second.start - second.header
     assert second.local()[30 + 8 : 30 + 8 + 4] == b"\x01\x00\x18\x00", "sizes and offset"
     assert last.local()[30 + 3 : 30 + 3 + 4] == b"\x01\x00\x08\x00", "the offset alone"
-    assert last.descriptor(1) == b"" and isinstance(last, Member)
+    assert last.descriptor(1) == b""
     assert second.central(7)[-8:] == second.header.to_bytes(8, "little")
 
 
@@ -201,6 +202,22 @@ def test_bytes_are_copied_between_all_formats(tmp_path, monkeypatch, threads, ki
         with zipfile.ZipFile(tmp_path / "out.pth") as file:
             assert file.testzip() is None
         assert found["view"].untyped_storage().nbytes() == 4 * 7989, "cut to size"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_written_goes_to_the_disk_at_once_and_no_byte_twice(tmp_path, monkeypatch, threads) -> None:
+    monkeypatch.setattr(parallel, "WORTHWHILE", 0)
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: threads)
+    monkeypatch.setattr(stream, "EARLY", 1 << 20)
+    sent, real = [], writeback.begin
+    monkeypatch.setattr(writeback, "begin", lambda *args: sent.append(args) or real(*args))
+    torch.save({f"w{i}": torch.randn(700_000) for i in range(8)}, tmp_path / "in.pth")
+    reader, todo = copied(tmp_path / "in.pth")
+    write_contents(todo, tmp_path / "out.pth", reader.files)
+    ranges = sorted((offset, offset + count) for _, offset, count in sent)
+    assert all(a[1] <= b[0] for a, b in pairwise(ranges)) and len(ranges) > 8
+    assert sum(b - a for a, b in ranges) > 0.9 * (tmp_path / "out.pth").stat().st_size
+    writeback.begin(-1, 0, 1)  # what it cannot do is left to the fsync
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -387,19 +404,17 @@ def test_verification_sees_wrong_bytes_of_what_was_copied(tmp_path, ddp, monkeyp
     """One byte of one tensor is written wrong, with a checksum that fits or with the one that is due."""
     if (what, suffix) == ("checksum", ".safetensors"):
         return  # the format has none
-    copy = stream._Writer.copy
+    one = stream._Job.one
 
-    def wrong(self, piece: Piece) -> int:
-        crc = copy(self, piece)
+    def wrong(self, writer, piece: Piece) -> int:
+        crc = one(self, writer, piece)
         if piece.nbytes == 64 * 64 * 4 and what == "bytes":
-            self.flush()
-            last = stream.os.pread(self._job.descriptor, 1, self._offset - 1)
-            stream.os.pwrite(self._job.descriptor, bytes([last[0] ^ 1]), self._offset - 1)
+            writer.flush()
+            last = stream.os.pread(self.descriptor, 1, writer._offset - 1)
+            stream.os.pwrite(self.descriptor, bytes([last[0] ^ 1]), writer._offset - 1)
         return crc ^ (what == "checksum")
 
-    monkeypatch.setattr(stream._Writer, "copy", wrong)
-    if what == "checksum":
-        monkeypatch.setattr(stream, "_fits", lambda piece, crc: True)
+    monkeypatch.setattr(stream._Job, "one", wrong)
     with pytest.raises(VerifyError, match=r"differs from the source|does not fit its checksum"):
         ckd.apply(ckd.plan(model(), ddp), ddp, model=model(), out=tmp_path / f"o{suffix}")
     assert [p.name for p in tmp_path.iterdir()] == ["ddp.pth"]
