@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ckptdoctor.formats.inert import StorageRecord, TensorRecord, TensorRows
-from ckptdoctor.formats.pickle_scan import Run, Scan
+from ckptdoctor.formats.pickle_records import Run
+from ckptdoctor.formats.pickle_scan import Scan
 from ckptdoctor.formats.source import Window, window_of_bytes
 
 FEW = 64  # tensors that are not worth it

@@ -11,16 +11,17 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import compress, pairwise, repeat
-from operator import add, gt
+from operator import add
 from typing import NamedTuple
 
-from ckptdoctor.formats.rows import Rows
+from ckptdoctor.formats.rows import Rows, added, any_above
 from ckptdoctor.formats.words import show
 
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 MARK = b"PK\x01\x02"
 LOCAL_SIZE = 30  # bytes of a local header without its name
 U32 = 0xFFFFFFFF
+_FULL = U32.to_bytes(4, "little")  # what a zip64 entry has, in the lower half of eight bytes
 FEW = 16  # entries that are not worth to be unpacked together
 MOST = 1 << 12  # unpacked together, so that little memory is needed
 
@@ -90,6 +91,12 @@ class Members(Mapping[str, Member]):
         found = [self.index.get(name, -1) for name in names]
         return found if found and -1 not in found else None
 
+    def named(self, numbers: Sequence[int]) -> list[str]:
+        """The names with these numbers."""
+        if isinstance(numbers, range):
+            return self.names[numbers.start : numbers.stop]
+        return list(map(self.names.__getitem__, numbers))
+
     @staticmethod
     def pick(column: array[int], numbers: Sequence[int]) -> array[int]:
         """The entries with these numbers."""
@@ -107,10 +114,12 @@ class Members(Mapping[str, Member]):
 
     def overlap(self) -> tuple[Member, Member | None]:
         """The member that ends last, or two of which one lies over the other, in the order of the file."""
-        names = map(add, map(len, self.names), repeat(LOCAL_SIZE))
+        names = array("Q", [LOCAL_SIZE + len(name) for name in self.names])
+        sums = added(self.header, self.packed)
+        found = added(sums, names) if sums is not None else None
+        if found is not None and not any_above(found[:-1], self.header[1:]):
+            return self.at(len(found) - 1), None  # in the order of the file, none over the next
         ends = list(map(add, map(add, self.header, names), self.packed))
-        if not any(map(gt, ends, self.header[1:])):  # in the order of the file, none over the next
-            return self.at(len(ends) - 1), None
         order = sorted(range(len(ends)), key=self.header.__getitem__)
         for i, following in pairwise(order):
             if ends[i] > self.header[following]:
@@ -149,7 +158,7 @@ class Members(Mapping[str, Member]):
         """Add the entries, if they need neither zip64 nor another alphabet."""
         packed, sizes, headers = (rows.numbers(4, at) for at in (20, 24, 42))
         text = rows.texts(length, CENTRAL.size)
-        if text is None or U32 in (max(packed), max(sizes), max(headers)):
+        if text is None or any(_FULL in column.tobytes() for column in (packed, sizes, headers)):
             return False
         found = headers, sizes, packed, rows.numbers(2, 10), rows.numbers(4, 16), rows.numbers(2, 8)
         first = len(self.names)
