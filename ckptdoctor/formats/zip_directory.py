@@ -123,12 +123,12 @@ class Directory:
     def data_offsets(self, numbers: Sequence[int]) -> array[int]:
         """`data_offset` of the members with these numbers; many headers are read and compared at once."""
         found = array("Q")
-        lengths = array("H", map(len, self.members.named(numbers)))
+        heads = self.members.pick(self.members.head, numbers)
         while len(found) < len(numbers):
             at = len(found)
-            part = lengths[at : at + MANY]
+            part = heads[at : at + MANY]
             # Names of one length are compared at once.
-            count = len(part) if part.count(part[0]) == len(part) else _same(part)
+            count = len(part) if part == part[:1] * len(part) else _same(part)
             alike = numbers[at : at + count]
             found += self._near_offsets(alike) or array(
                 "Q", (self.data_offset(self.members.at(i)) for i in alike)
@@ -139,20 +139,18 @@ class Directory:
         """The same where the headers are near to each other and in order; else each is looked at alone."""
         members = self.members
         headers = members.pick(members.header, numbers)
-        names = members.named(numbers)
-        length = LOCAL.size + len(names[0])
-        starts = headers.tolist()
-        first, last = min(starts), max(starts)
+        names, length = members.named(numbers), members.head[numbers[0]]
+        in_order = members.ordered and isinstance(numbers, range)
+        first, last = (headers[0], headers[-1]) if in_order else (min(headers), max(headers))
         if last - first > NEAR * len(headers):
             return None
-        block = self.source.some(first, last + length - first)
-        rows = _headers(block, [at - first for at in starts], length)
+        rows = _headers(self.source.some(first, last + length - first), first, headers, length)
         agree = (
             rows.count == len(numbers)
             and rows.all(b"PK\x03\x04", 0)
             and rows.all(struct.pack("<H", len(names[0])), 26)
             and rows.numbers(2, 8) == members.pick(members.method, numbers)
-            and rows.texts(len(names[0]), LOCAL.size) == names
+            and rows.hold(names, LOCAL.size)
         )
         if not agree:
             return None
@@ -213,12 +211,12 @@ class Directory:
             raise self._bad(f"member {show(member.name)!r} changed after saving (its CRC-32 does not fit)")
 
 
-def _headers(block: bytes, starts: list[int], length: int) -> Rows:
-    """Local headers of that length, which begin at these places."""
-    step = starts[1] if len(starts) > 1 else 0
-    if step >= length and starts == list(range(0, step * len(starts), step)):  # members of one size
+def _headers(block: bytes, first: int, places: array[int], length: int) -> Rows:
+    """Local headers of that length, at these places of the file; the block begins at the first of them."""
+    step = places[1] - first if len(places) > 1 else 0
+    if step >= length and places == array("Q", range(first, places[-1] + 1, step)):  # members of one size
         return Rows(block + bytes(step - length), step)
-    return Rows(b"".join([block[at : at + length] for at in starts]), length)
+    return Rows(b"".join([block[at - first : at - first + length] for at in places]), length)
 
 
 def _same(values: array[int]) -> int:

@@ -45,9 +45,10 @@ class Members(Mapping[str, Member]):
 
     def __init__(self, data: bytes, count: int, bad: Bad) -> None:
         self.names: list[str] = []
-        self.header, self.size, self.packed, self.method, self.crc, self.flags = (
-            array("Q", bytes(8 * count)) for _ in range(6)
-        )
+        self.header, self.size, self.packed, self.method, self.crc, self.flags, self.head = (
+            array("Q", bytes(8 * count)) for _ in range(7)
+        )  # head: bytes of its local header without the extra field
+        self.ordered = False  # in the order of the file, known once `overlap` looked
         self._bad = bad
         self._read(data, count)
         if len(set(self.names)) != count:
@@ -106,7 +107,8 @@ class Members(Mapping[str, Member]):
 
     def has_under(self, folder: str) -> bool:
         """Whether a name begins so."""
-        return any(map(str.startswith, self.names, repeat(folder)))
+        known = folder in "\0".join(self.names)  # seldom, so all are asked at once first
+        return known and any(map(str.startswith, self.names, repeat(folder)))
 
     def ending(self, tail: str) -> list[str]:
         """The names that end so."""
@@ -114,12 +116,12 @@ class Members(Mapping[str, Member]):
 
     def overlap(self) -> tuple[Member, Member | None]:
         """The member that ends last, or two of which one lies over the other, in the order of the file."""
-        names = array("Q", [LOCAL_SIZE + len(name) for name in self.names])
         sums = added(self.header, self.packed)
-        found = added(sums, names) if sums is not None else None
+        found = added(sums, self.head) if sums is not None else None
         if found is not None and not any_above(found[:-1], self.header[1:]):
-            return self.at(len(found) - 1), None  # in the order of the file, none over the next
-        ends = list(map(add, map(add, self.header, names), self.packed))
+            self.ordered = True
+            return self.at(len(found) - 1), None
+        ends = list(map(add, map(add, self.header, self.head), self.packed))
         order = sorted(range(len(ends)), key=self.header.__getitem__)
         for i, following in pairwise(order):
             if ends[i] > self.header[following]:
@@ -160,7 +162,8 @@ class Members(Mapping[str, Member]):
         text = rows.texts(length, CENTRAL.size)
         if text is None or any(_FULL in column.tobytes() for column in (packed, sizes, headers)):
             return False
-        found = headers, sizes, packed, rows.numbers(2, 10), rows.numbers(4, 16), rows.numbers(2, 8)
+        more = rows.numbers(2, 10), rows.numbers(4, 16), rows.numbers(2, 8)
+        found = headers, sizes, packed, *more, array("Q", [LOCAL_SIZE + length]) * rows.count
         first = len(self.names)
         for column, values in zip(self._columns(), found, strict=True):
             column[first : first + rows.count] = values
@@ -168,7 +171,7 @@ class Members(Mapping[str, Member]):
         return True
 
     def _columns(self) -> tuple[array[int], ...]:
-        return self.header, self.size, self.packed, self.method, self.crc, self.flags
+        return self.header, self.size, self.packed, self.method, self.crc, self.flags, self.head
 
     def _one(self, data: bytes, at: int) -> int:
         """Add one entry; where it ends."""
@@ -189,7 +192,8 @@ class Members(Mapping[str, Member]):
         if U32 in (size, packed, header):
             extra = data[name_at + name_n : name_at + name_n + extra_n]
             size, packed, header = self._zip64_extra(extra, size, packed, header)
-        for column, value in zip(self._columns(), (header, size, packed, method, crc, flags), strict=True):
+        values = header, size, packed, method, crc, flags, LOCAL_SIZE + len(name)
+        for column, value in zip(self._columns(), values, strict=True):
             column[len(self.names)] = value
         self.names.append(name)
         return end

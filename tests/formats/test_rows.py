@@ -280,11 +280,13 @@ def test_columns_of_numbers_of_any_size_are_added_and_compared() -> None:
     assert added(small, huge) is None  # the sum may need more than 64 bits
     assert any_above(huge, small) and not any_above(array("Q", [0, 0, 9]), huge)
     assert added(array("Q"), array("Q")) == array("Q") and not any_above(array("Q"), array("Q"))
+    many = array("Q", range(10_000))  # more than one piece
+    assert added(many, many) == array("Q", range(0, 20_000, 2)) and any_above(many[1:], many[:-1])
 
 
 def test_storages_in_rows_and_alone_are_one_table(big: Path) -> None:
     archive = open_checkpoint(big, lazy=True)
     assert len(archive.storages) == 3000
     assert {spec.storage for spec in archive.state_dicts[0].tree.specs.values()} == set(archive.storages)
-    assert Storages().columns() == ([], [], [])
+    assert Storages().columns() == ([], [], [], [])
     assert zip_directory.MANY > zip_members.FEW
