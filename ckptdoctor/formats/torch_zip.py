@@ -141,7 +141,7 @@ def _plain_storages(
     """All storages at once, checked as `_storage` does; None where one is missing or not plainly stored."""
     members = directory.members
     keys, tags, kinds, due = records.columns()
-    numbers = members.numbers([folder + key for key in keys])
+    numbers = members.numbers(folder, keys)
     if numbers is None:
         return None
     packed, sizes = members.pick(members.packed, numbers), members.pick(members.size, numbers)

@@ -23,6 +23,7 @@ LOCAL_SIZE = 30  # bytes of a local header without its name
 U32 = 0xFFFFFFFF
 _FULL = U32.to_bytes(4, "little")  # what a zip64 entry has, in the lower half of eight bytes
 FEW = 16  # entries that are not worth to be unpacked together
+ASKED = 16  # names that are looked for one by one
 MOST = 1 << 12  # unpacked together, so that little memory is needed
 
 Bad = Callable[[str], Exception]
@@ -50,6 +51,7 @@ class Members(Mapping[str, Member]):
         )  # head: bytes of its local header without the extra field
         self.ordered = False  # in the order of the file, known once `overlap` looked
         self._bad = bad
+        self._asked = 0
         self._read(data, count)
         if len(set(self.names)) != count:
             name = next(n for i, n in enumerate(self.names) if self.index[n] != i)
@@ -67,10 +69,23 @@ class Members(Mapping[str, Member]):
         return iter(self.names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.index
+        return self._number(name) is not None
 
     def __getitem__(self, name: str) -> Member:
-        return self.at(self.index[name])
+        number = self._number(name)
+        if number is None:
+            raise KeyError(name)
+        return self.at(number)
+
+    def _number(self, name: object) -> int | None:
+        """The number of the member of that name. A table of all is made once many were asked for."""
+        self._asked += 1
+        if self._asked > ASKED:
+            return self.index.get(name)  # type: ignore[call-overload, no-any-return]
+        try:
+            return self.names.index(name)  # type: ignore[arg-type]
+        except ValueError:
+            return None
 
     def at(self, i: int) -> Member:
         """The member with that number."""
@@ -84,13 +99,19 @@ class Members(Mapping[str, Member]):
             self.flags[i],
         )
 
-    def numbers(self, names: list[str]) -> Sequence[int] | None:
-        """The number of each name; None where one is missing."""
-        first = self.names.index(names[0]) if names and names[0] in self.names else 0
-        if names and self.names[first : first + len(names)] == names:  # as torch writes them
-            return range(first, first + len(names))
-        found = [self.index.get(name, -1) for name in names]
-        return found if found and -1 not in found else None
+    def numbers(self, folder: str, keys: list[str]) -> Sequence[int] | None:
+        """The number of each member of a folder (with its slash); None where one is missing."""
+        first = self._number(folder + keys[0]) if keys else None
+        if first is None:
+            return None
+        parts = range(0, len(keys), MOST)
+        if all(self._named(first + at, folder, keys[at : at + MOST]) for at in parts):  # as torch writes them
+            return range(first, first + len(keys))
+        found = [self.index.get(folder + key, -1) for key in keys]
+        return found if -1 not in found else None
+
+    def _named(self, first: int, folder: str, keys: list[str]) -> bool:
+        return self.names[first : first + len(keys)] == [folder + key for key in keys]
 
     def named(self, numbers: Sequence[int]) -> list[str]:
         """The names with these numbers."""
