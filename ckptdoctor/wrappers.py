@@ -29,9 +29,13 @@ WRAPPERS: tuple[Wrapper, ...] = (
     Wrapper("_module", "Opacus GradSampleModule", False),
 )
 BY_SEGMENT = {w.segment: w for w in WRAPPERS}
-# A cheap first look: most keys carry no wrapper at all.
-is_wrapped = re.compile(rf"(?:^|\.)(?:{'|'.join(BY_SEGMENT)})(?:\.|$)").search
+# A cheap first look: most keys carry no wrapper inside.
 _INSIDE = re.compile(rf"\.(?:{'|'.join(w.segment for w in WRAPPERS if w.anywhere)})(?:\.|$)").search
+
+
+def is_wrapped(key: str) -> bool:
+    """Whether a segment of the key is one that wrappers add."""
+    return not BY_SEGMENT.keys().isdisjoint(key.split("."))
 
 
 def strip_key(key: str, own: frozenset[str] = frozenset()) -> str:

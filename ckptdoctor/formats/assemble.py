@@ -12,7 +12,7 @@ from ckptdoctor.formats.facts import facts_inside
 from ckptdoctor.formats.globals import is_dangerous, is_harmless
 from ckptdoctor.formats.harvest import Slots, harvest
 from ckptdoctor.formats.inert import OrderedMapping, TensorRecord, TensorRows
-from ckptdoctor.formats.lazy import LazySpecs, devices_of, sizes_of
+from ckptdoctor.formats.lazy import LazySpecs, bytes_of, devices_of, sizes_of
 from ckptdoctor.formats.summaries import words
 from ckptdoctor.formats.unpickle import Names
 from ckptdoctor.formats.views import Views, element_size
@@ -216,7 +216,7 @@ def bloat(archive: Archive) -> tuple[int, int, list[str]]:
                 shown.setdefault(spec.storage, {})[spec.offset, spec.shape] = size
                 keys.setdefault(spec.storage, []).append(key)
     loose = {s: archive.storages[s].nbytes - sum(parts.values()) for s, parts in shown.items()}
-    stored = sum(sizes_of(archive.storages).values())
+    stored = bytes_of(archive.storages)
     hidden = sum(n for n in loose.values() if n > 0)
     return stored, stored - hidden, [k for s, n in loose.items() if n > BLOAT_BYTES for k in keys[s]]
 

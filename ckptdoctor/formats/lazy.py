@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from functools import cached_property
 from typing import TypeVar
 
@@ -83,18 +83,42 @@ class LazySpecs(_Lazy[TensorSpec]):
         return tuple({id(kind): kind for kind in self._kinds}.values())
 
     def _make(self, i: int) -> TensorSpec:
-        kind = self._kinds[i]
-        return TensorSpec(
-            kind.shape,
-            kind.dtype,
-            kind.kind,
-            kind.device,
-            kind.strides,
-            self._storages[i],
-            kind.offset,
-            kind.storage_bytes,
-            kind.layout,
-        )
+        return over(self._kinds[i], self._storages[i])
+
+
+def over(spec: TensorSpec, storage: str) -> TensorSpec:
+    """The same spec over another storage; a third of what ``dataclasses.replace`` takes."""
+    return TensorSpec(
+        spec.shape,
+        spec.dtype,
+        spec.kind,
+        spec.device,
+        spec.strides,
+        storage,
+        spec.offset,
+        spec.storage_bytes,
+        spec.layout,
+    )
+
+
+class Sizes(_Lazy[int]):
+    """The bytes of each storage."""
+
+    def __init__(self, keys: list[str], nbytes: array[int]) -> None:
+        super().__init__(keys)
+        self._nbytes = nbytes
+
+    def of(self, keys: list[str]) -> Iterable[int]:
+        """Those of these storages, in that order."""
+        return self._nbytes if keys == self._keys else map(self.__getitem__, keys)
+
+    @property
+    def total(self) -> int:
+        """The bytes of all."""
+        return sum(self._nbytes)
+
+    def _make(self, i: int) -> int:
+        return self._nbytes[i]
 
 
 class LazyStorages(_Lazy[StorageRef]):
@@ -106,29 +130,32 @@ class LazyStorages(_Lazy[StorageRef]):
         file: str,
         folder: str,
         columns: tuple[array[int], array[int], array[int] | None],  # offset, bytes, CRC-32
-        tags: list[tuple[str, str]],  # dtype and device
+        tags: Sequence[tuple[str, str]],  # dtype and device of each kind
+        kinds: Sequence[int],  # the number of the kind of each
         byteorder: str,
     ) -> None:
         super().__init__(keys)
         self._file, self._folder, self._byteorder = file, folder, byteorder
         self._offsets, self._nbytes, self._crcs = columns
-        self._tags = tags
+        self._tags, self._kinds = tags, kinds
 
     @cached_property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> Sizes:
         """The bytes of each."""
-        return dict(zip(self._keys, self._nbytes, strict=True))
+        return Sizes(self._keys, self._nbytes)
 
     @cached_property
     def devices(self) -> Counter[str]:
         """How many are on each device."""
         found: Counter[str] = Counter()
-        for (_, device), count in Counter(self._tags).items():
-            found[device] += count
+        if len({device for _, device in self._tags}) == 1:
+            return Counter({self._tags[0][1]: len(self)})
+        for number, count in Counter(self._kinds).items():
+            found[self._tags[number][1]] += count
         return found
 
     def _make(self, i: int) -> StorageRef:
-        dtype, device = self._tags[i]
+        dtype, device = self._tags[self._kinds[i]]
         return StorageRef(
             self._file,
             self._offsets[i],
@@ -139,6 +166,13 @@ class LazyStorages(_Lazy[StorageRef]):
             byteorder=self._byteorder,
             member=self._folder + self._keys[i],
         )
+
+
+def bytes_of(storages: Mapping[str, StorageRef]) -> int:
+    """The bytes of all storages together."""
+    if isinstance(storages, LazyStorages):
+        return storages.sizes.total
+    return sum(ref.nbytes for ref in storages.values())
 
 
 def sizes_of(storages: Mapping[str, StorageRef]) -> Mapping[str, int]:

@@ -1,80 +1,125 @@
 """Tensor records as ``torch.save`` writes them, as regular expressions over a pickle's opcodes.
 
 What they match leaves one object of no weight on the unpickler's stack and only small tuples in its memo.
-Lengths are spelled out, because an expression that took the wrong number of bytes for a text would see
-other opcodes than the unpickler does.
+A text is as many printable bytes as fit, since expressions that spell lengths out take long to compile. So
+whoever uses a match has to compare each text with the length before it: an expression that took the wrong
+number of bytes for a text would see other opcodes than the unpickler does.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import repeat
+from typing import NamedTuple
 
-from ckptdoctor.formats.pickle_scan import FindAll, Match
+Match = Callable[[bytes, int], "re.Match[bytes] | None"]
+FindAll = Callable[[bytes, int], list[tuple[bytes, ...]]]
+Columns = Sequence[Sequence[bytes]]
 
-LONGEST_KEY = 120
+_TEXT = rb"[ -~]{1,255}"
+
+
+class Rows(NamedTuple):
+    """Takes runs of keys with their tensors apart: ``match`` is for one row, ``find`` for many."""
+
+    match: Match
+    find: FindAll
+
+    def begin(self, data: bytes, at: int) -> bool:
+        """Whether a row is there."""
+        found = self.match(data, at)
+        return found is not None and found[1] is not None
+
+    def take(self, data: bytes, at: int) -> tuple[Columns, int] | None:
+        """The rows from there on, by columns, and where they end; None where the length of a text lies."""
+        rows = self.find(data, at)
+        end = len(data) - len(rows[-1][-1])
+        if rows[-1][-1]:
+            rows.pop()
+        columns = list(zip(*rows, strict=True))
+        return (columns, end) if _fitting(columns) else None
+
+
+def _fitting(columns: Columns) -> bool:
+    """Whether each text of each row is as long as the byte before it says."""
+    pairs = ((columns[0], columns[1]), (columns[3], columns[4]))
+    return all(b"".join(lengths) == bytes(map(len, texts)) for lengths, texts in pairs)
+
+
+class Run:
+    """A run of keys, each with its tensor, as rows of what differs; ``start`` and ``end`` are in the file."""
+
+    def __init__(self, start: int, end: int, columns: Columns) -> None:
+        self.start, self.end = start, end
+        _, keys, functions, _, storages, *rest, _ = columns
+        self.keys, self.storages = _texts(keys), _texts(storages)
+        parts = [functions, *rest]
+        # Most columns hold the same everywhere; the others tell the rows apart.
+        unlike = [column for column in parts if column.count(column[0]) < len(column)]
+        known: dict[tuple[bytes, ...], int] = {}
+        rows = zip(*unlike, strict=True) if unlike else repeat((), len(keys))
+        self.first = list(map(known.setdefault, rows, range(len(keys))))
+        # Number of its first row -> all but key and storage.
+        self.kinds = {i: tuple(column[i] for column in parts) for i in known.values()}
+
+
+def _texts(column: Sequence[bytes]) -> list[str]:
+    """Printable bytes as texts."""
+    return b"\n".join(column).decode("ascii").split("\n")
 
 
 @cache
 def record(bound: int) -> Match:
     """Matches one rebuilt tensor of known shape, without the byte of MEMOIZE inside an argument.
 
-    Memo indices are below ``bound`` (rounded up to a multiple of 65,536).
+    Memo indices are below ``bound`` (rounded up to a multiple of 65,536). The groups are its texts, each with
+    its length before it.
     """
     put = rb"(?:q[^\x94]|r[^\x94]{2}" + _high(bound) + rb"|\x94)?"
-    lengths = [5, 3, 4, 6, 1, 2, *range(7, 24)]  # storage keys and location tags
-    text = _text(lengths, rb"[^\x94]") + rb"|\x8c(?:%s)" % b"|".join(
-        rb"\x%02x[^\x94]{%d}" % (n, n) for n in lengths
-    )
+    # As few bytes as fit: the index of a BINPUT behind a text can be printable, too.
+    text = rb"X([^\0\x94]\0\0\0%s?)|\x8c([^\0\x94]%s?)" % (_TEXT, _TEXT)
     return re.compile(_whole(rb"[^\x94]", put, b"(?:" + text + b")"), re.S).match
 
 
+def record_end(match: Match, data: bytes, at: int) -> int:
+    """Where the record at this place ends; 0 where there is none."""
+    found = match(data, at)
+    if found is None:
+        return 0
+    for text in found.groups():
+        if text is not None and len(text) != text[0] + (4 if text[1] == 0 else 1):
+            return 0
+    return found.end()
+
+
 @cache
-def run(bound: int) -> tuple[Match, FindAll]:
-    """A match of a run of keys, each with its tensor, and a way to take such a run apart.
+def rows(bound: int) -> Rows:
+    """Keys, each with its tensor.
 
-    The memo is numbered by LONG_BINPUT from 256 on, and what is taken from it with BINGET is below that: the
-    run changes nothing that it uses. Each row is (key, function and type, storage key, location and numel,
-    offset, size, stride, flag and hooks), the keys with the four bytes of their length.
+    The memo is numbered by LONG_BINPUT from 256 on, and what is taken from it with BINGET is below that: such
+    a row changes nothing that it uses. Each is (length, key, function and type, length, storage key, location
+    and numel, offset, size, stride, flag and hooks, ""); what follows the last one is a row with a rest only.
     """
-    return re.compile(b"(?:" + _row(bound, b"") + b")++", re.S).match, re.compile(
-        _row(bound, b"("), re.S
-    ).findall
+    found = re.compile(_row(bound) + b"|(.+)", re.S)
+    return Rows(found.match, found.findall)
 
 
-def _row(bound: int, group: bytes) -> bytes:
-    def part(inside: bytes) -> bytes:
-        return group + inside + b")" if group else inside
-
-    def text(lengths: list[int]) -> bytes:
-        spelled = b"|".join(rb"\x%02x\0\0\0.{%d}" % (n, n) for n in lengths)
-        return b"X" + (group or b"(?:") + spelled + b")"
-
+def _row(bound: int) -> bytes:
     third, fourth = min(bound >> 16, 0xFF), min(bound >> 24, 0xFF)
     put = rb"r.(?:[^\0][\0-\x%02x]|\0[\1-\x%02x])[\0-\x%02x]" % (third, third, fourth)
-    integer = rb"(?:K.|M..|J.{4})"
-    size = rb"(?:I\x85|II\x86|III\x87|\)|\(I{0,12}t)"
-    keys, short = text([*range(12, 72), *range(1, 12), *range(72, LONGEST_KEY)]), text([*range(1, 16)])
-    pieces = (
-        keys, b"P", part(rb"G\(\(GG"), short, b"P", part(b"GI"), b"tPQ", part(b"I"),
-        part(size), b"(?:P)?", part(size), b"(?:P)?", part(rb"[\x88\x89]G"), rb"\)RPtPRP",
-    )  # fmt: skip
-    made = b""
-    for piece in pieces:
-        if piece not in (keys, short):
-            piece = piece.replace(b"I", integer).replace(b"G", b"h.").replace(b"P", put)
-        made += piece
-    return made
+    size = rb"((?:I\x85|II\x86|III\x87|\)|\(I{0,12}t))"
+    row = rb"X(T)P(G\(\(GG)X(T)P(GI)tPQ(I)SP?+SP?+([\x88\x89]G)\)RPtPRP".replace(b"S", size)
+    for letter, spelled in ((b"I", rb"(?:K.|M..|J.{4})"), (b"G", b"h."), (b"P", b"(?:" + put + b")")):
+        row = row.replace(letter, spelled)
+    return row.replace(b"(T)", rb"([^\0])\0\0\0(" + _TEXT + b")")
 
 
 def _high(bound: int) -> bytes:
     """The upper two bytes of a memo index."""
     third, fourth = min(bound >> 16, 0xFF), min(bound >> 24, 0xFF)
     return rb"[\x00-\x%02x][\x00-\x%02x]" % (third, fourth)
-
-
-def _text(lengths: list[int], byte: bytes) -> bytes:
-    return rb"X(?:%s)" % b"|".join(rb"\x%02x\0\0\0%s{%d}" % (n, byte, n) for n in lengths)
 
 
 def _whole(byte: bytes, put: bytes, text: bytes) -> bytes:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ckptdoctor.formats.inert import StorageRecord, TensorRecord, TensorRows
-from ckptdoctor.formats.pickle_scan import Run, Scan
+from ckptdoctor.formats.pickle_records import Run
+from ckptdoctor.formats.pickle_scan import Scan
 from ckptdoctor.formats.source import Window, window_of_bytes
 
 FEW = 64  # tensors that are not worth it
@@ -36,8 +37,9 @@ def read_rows(scan: Scan, window: Window, load: Load) -> Whole | None:
 
     ``load`` unpickles another window.
     """
-    runs = [run for run in scan.runs or () if len(run.keys) >= FEW]
-    if not runs:
+    # All of them, short ones too: what is left would make the unpickler's memo as large as the file's.
+    runs = scan.runs or []
+    if sum(len(run.keys) for run in runs) < FEW:
         return None
     mark = f"\0{os.urandom(12).hex()}:"
     try:

@@ -12,34 +12,24 @@ skipped by regular expressions (see `pickle_records`), which makes the scan chea
 from __future__ import annotations
 
 import pickle
-import re
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ckptdoctor.formats.source import Window
+
+if TYPE_CHECKING:
+    from ckptdoctor.formats.pickle_records import Rows, Run
 
 BLOCK = 1 << 18
 MARGIN = 1 << 12  # opcodes, their arguments and records end within this (long strings are stepped over)
 HEAVIEST_KEY = 4000
 ENOUGH = 1 << 40
 RECORD_WEIGHT = 64  # more than any tuple inside a tensor record weighs
-SMALL, LARGE = 1 << 15, BLOCK  # bytes from which one record at a time, and many, are skipped
+SMALL, LARGE = 1 << 14, BLOCK  # bytes from which one record at a time, and many, are skipped
 SLACK = 8  # bytes of a pickle for one memo index, at least; torch.save needs more than ten
 LONGEST_LINE = 1 << 24
 MARK = -1
-
-
-class Run:
-    """A run of keys, each with its tensor, as rows of what differs; ``start`` and ``end`` are in the file."""
-
-    def __init__(self, start: int, end: int, rows: list[tuple[bytes, ...]]) -> None:
-        self.start, self.end = start, end
-        keys, functions, storages, *rest = zip(*rows, strict=True)
-        # Before each text stand the four bytes of its length.
-        self.keys = [key[4:].decode("utf-8", "surrogatepass") for key in keys]
-        self.storages = [key[4:].decode("utf-8", "surrogatepass") for key in storages]
-        known: dict[tuple[bytes, ...], int] = {}
-        self.first = list(map(known.setdefault, zip(functions, *rest, strict=True), range(len(rows))))
-        self.kinds = {i: kind for kind, i in known.items()}  # number of its first row -> all but key, storage
 
 
 class Scan:
@@ -56,9 +46,10 @@ class Scan:
         self._memo: dict[int, int] = {}
         self._puts = self._memoized = False
         self._count = 0
+        self._large = False
         self._bound = 1 << 20  # of memo indices that are always allowed
-        self._skip: Match | None = None  # of one record
-        self._skip_run: tuple[Match, FindAll] | None = None  # of many, each with its key
+        self._skip: Callable[[bytes, int], int] | None = None  # one record: where it ends, or 0
+        self._skip_run: Rows | None = None  # of many, each with its key
         self.runs: list[Run] | None = []  # None: something refers into one
         self._since: set[int] | None = None  # memo indices from 256 on that were set since the last run
         self.end = 0  # behind STOP
@@ -75,9 +66,9 @@ class Scan:
                 if self._key(op):
                     continue
             elif op in _GETS and self._skip is not None:
-                found = self._skip(self._data, self._at)
-                if found is not None:
-                    self._record_skipped(found.end())
+                end = self._skip(self._data, self._at)
+                if end:
+                    self._record_skipped(end)
                     continue
             self._at += 1
             handler = _HANDLERS[op]
@@ -135,24 +126,28 @@ class Scan:
         while position - self._start > SLACK * self._bound:
             self._bound *= 4
         if self._stop > SMALL:
-            from ckptdoctor.formats.pickle_records import record, run
+            from ckptdoctor.formats.pickle_records import record, record_end, rows
 
-            self._skip = record(self._bound)
-            large = self._skip_run is not None or len(self._data) >= LARGE
-            self._skip_run = run(self._bound) if large and not self._memoized else None
+            self._skip = partial(record_end, record(self._bound))
+            self._large = self._large or len(self._data) >= LARGE
+            self._skip_run = rows(self._bound) if self._large and not self._memoized else None
 
     def _run_skipped(self) -> bool:
         """Keys and their tensors, as many as follow each other with one way of numbering the memo."""
         assert self._skip_run is not None
-        match, rows = self._skip_run
-        found = match(self._data, self._at)
-        if found is None or self._memoized:
+        if self._memoized or not self._skip_run.begin(self._data, self._at):
             return False
-        end = found.end()
+        taken = self._skip_run.take(self._data, self._at)
+        if taken is None:
+            self._skip_run = None  # until more is read: not for each of many keys again
+            return False
+        columns, end = taken
         # A key, and something heavier than all that is behind it: it would be refused as a key itself.
         self._stack += (1, RECORD_WEIGHT * (end - self._at))
         if self.runs is not None:
-            self.runs.append(Run(self._base + self._at, self._base + end, rows(self._data, self._at, end)))
+            from ckptdoctor.formats.pickle_records import Run
+
+            self.runs.append(Run(self._base + self._at, self._base + end, columns))
             self._since = set()
         self._at = end
         self._puts = True
@@ -350,9 +345,6 @@ class Scan:
         if self._since is not None and index > 0xFF and index not in self._since:
             self.runs = self._since = None
 
-
-Match = Callable[[bytes, int], "re.Match[bytes] | None"]
-FindAll = Callable[[bytes, int, int], list[tuple[bytes, ...]]]
 
 _GETS = frozenset(b"hj")
 _KEYS = frozenset(b"X\x8c")

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from ckptdoctor.errors import CorruptCheckpointError
 from ckptdoctor.formats.assemble import storage_findings
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
+from ckptdoctor.formats.lazy import over
 from ckptdoctor.formats.sniff import foreign
 from ckptdoctor.formats.source import FileSource, corrupt
 from ckptdoctor.formats.words import listing, plural, show
@@ -195,7 +196,7 @@ def _combined(source: FileSource, shards: dict[str, list[str]], opened: dict[str
 
 
 def _renamed(spec: TensorSpec, shard: str) -> TensorSpec:
-    return replace(spec, storage=f"{shard}:{spec.storage}") if spec.storage else spec
+    return over(spec, f"{shard}:{spec.storage}") if spec.storage else spec
 
 
 def _check_keys(path: str, name: str, promised: list[str], part: StateDict, owner: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Mapping
 from operator import gt
 
@@ -139,18 +140,19 @@ def _plain_storages(
 ) -> LazyStorages | None:
     """All storages at once, checked as `_storage` does; None where one is missing or not plainly stored."""
     members = directory.members
-    keys, tags, due = records.columns()
-    numbers = members.numbers([folder + key for key in keys])
+    keys, tags, kinds, due = records.columns()
+    numbers = members.numbers(folder, keys)
     if numbers is None:
         return None
     packed, sizes = members.pick(members.packed, numbers), members.pick(members.size, numbers)
-    if set(members.pick(members.method, numbers)) != {STORED} or packed != sizes or any(map(gt, due, sizes)):
+    stored = members.pick(members.method, numbers) == array("Q", [STORED]) * len(keys)
+    if not stored or packed != sizes or any(map(gt, due, sizes)):
         return None
     if any(flags & 1 for flags in set(members.pick(members.flags, numbers))):
         return None
     offsets = directory.data_offsets(numbers)
     sums = members.pick(members.crc, numbers) if crcs else None
-    return LazyStorages(keys, source.path, folder, (offsets, sizes, sums), tags, byteorder)
+    return LazyStorages(keys, source.path, folder, (offsets, sizes, sums), tags, kinds, byteorder)
 
 
 def _storage(

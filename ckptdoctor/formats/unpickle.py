@@ -66,24 +66,30 @@ class Storages:
                 found.setdefault(record.storage.key, record.storage)
         return found
 
-    def columns(self) -> tuple[list[str], list[tuple[str, str]], list[int]]:
-        """Keys, dtypes with devices, and bytes of all; as the file has them, where state dicts come first."""
+    def columns(self) -> tuple[list[str], list[tuple[str, str]], list[int], list[int]]:
+        """Keys; dtypes with devices, of each kind; kinds; bytes: of all, as the file has them.
+
+        State dicts come first.
+        """
         keys: list[str] = []
         tags: list[tuple[str, str]] = []
+        kinds: list[int] = []
         nbytes: list[int] = []
         for rows in self.rows:
             of = [tensor.storage for tensor in rows.tensors]
             keys += rows.storages
-            tags += map([(s.dtype, s.device) for s in of].__getitem__, rows.kinds)
+            kinds += map(len(tags).__add__, rows.kinds) if tags else rows.kinds
+            tags += [(s.dtype, s.device) for s in of]
             nbytes += map([s.nbytes for s in of].__getitem__, rows.kinds)
         known = set(keys)
         alone = [record for key, record in self.by_key.items() if key not in known]
         if len(known) != len(keys):  # two state dicts have some in common
-            keys, tags, nbytes, alone = [], [], [], list(self.everything().values())
+            keys, tags, kinds, nbytes, alone = [], [], [], [], list(self.everything().values())
         keys += [s.key for s in alone]
+        kinds += range(len(tags), len(tags) + len(alone))
         tags += [(s.dtype, s.device) for s in alone]
         nbytes += [s.nbytes for s in alone]
-        return keys, tags, nbytes
+        return keys, tags, kinds, nbytes
 
     def resolve(self, pid: Any) -> Any:
         """``("storage", type, key, location, numel[, view])`` or ``("module", class, file, source)``."""

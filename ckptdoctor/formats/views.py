@@ -10,7 +10,7 @@ from typing import Any
 from ckptdoctor.errors import CorruptCheckpointError
 from ckptdoctor.formats.base import Recipe
 from ckptdoctor.formats.inert import DtypeName, StorageRecord, TensorRecord, TensorRows
-from ckptdoctor.formats.lazy import LazySpecs
+from ckptdoctor.formats.lazy import LazySpecs, Sizes
 from ckptdoctor.formats.source import corrupt
 from ckptdoctor.formats.words import show
 from ckptdoctor.trees import DTYPE_SIZES, Kind, TensorSpec
@@ -98,11 +98,15 @@ class Views:
 
     def row_specs(self, rows: TensorRows) -> LazySpecs | None:
         """`plain_specs` of rows."""
-        kinds = zip(rows.kinds, map(self.nbytes.__getitem__, rows.storages), strict=True)
+        there = self.nbytes
+        sizes = there.of(rows.storages) if isinstance(there, Sizes) else map(there.__getitem__, rows.storages)
+        kinds = zip(rows.kinds, sizes, strict=True)
         known: dict[tuple[int, int], int] = {}
         first = list(map(known.setdefault, kinds, range(len(rows))))
+        # One of each kind is looked up, and no table made of all.
+        few = Views(self.path, {rows.storages[i]: size for (_, size), i in known.items()})
         try:
-            specs = {i: self.spec(rows.record(i), rows.keys[i]) for i in known.values()}
+            specs = {i: few.spec(rows.record(i), rows.keys[i]) for i in known.values()}
         except CorruptCheckpointError:
             return None
         return LazySpecs(rows.keys, list(map(specs.__getitem__, first)), rows.storages)

@@ -10,11 +10,9 @@ import struct
 import zlib
 from array import array
 from collections.abc import Sequence
-from itertools import repeat
-from operator import add, sub
 
 from ckptdoctor.errors import CorruptCheckpointError
-from ckptdoctor.formats.rows import Rows
+from ckptdoctor.formats.rows import Rows, added, any_above
 from ckptdoctor.formats.source import FileSource, corrupt
 from ckptdoctor.formats.words import show
 from ckptdoctor.formats.zip_members import CENTRAL, U32, Member, Members
@@ -124,11 +122,16 @@ class Directory:
 
     def data_offsets(self, numbers: Sequence[int]) -> array[int]:
         """`data_offset` of the members with these numbers; many headers are read and compared at once."""
-        found = array("Q", bytes(8 * len(numbers)))
-        for at in range(0, len(numbers), MANY):
-            part = numbers[at : at + MANY]
-            found[at : at + MANY] = self._near_offsets(part) or array(
-                "Q", (self.data_offset(self.members.at(i)) for i in part)
+        found = array("Q")
+        heads = self.members.pick(self.members.head, numbers)
+        while len(found) < len(numbers):
+            at = len(found)
+            part = heads[at : at + MANY]
+            # Names of one length are compared at once.
+            count = len(part) if part == part[:1] * len(part) else _same(part)
+            alike = numbers[at : at + count]
+            found += self._near_offsets(alike) or array(
+                "Q", (self.data_offset(self.members.at(i)) for i in alike)
             )
         return found
 
@@ -136,26 +139,29 @@ class Directory:
         """The same where the headers are near to each other and in order; else each is looked at alone."""
         members = self.members
         headers = members.pick(members.header, numbers)
-        names = list(map(members.names.__getitem__, numbers))
-        length = LOCAL.size + len(names[0])
-        first, last = min(headers), max(headers)
-        if last - first > NEAR * len(headers) or set(map(len, names)) != {len(names[0])}:
+        names, length = members.named(numbers), members.head[numbers[0]]
+        in_order = members.ordered and isinstance(numbers, range)
+        first, last = (headers[0], headers[-1]) if in_order else (min(headers), max(headers))
+        if last - first > NEAR * len(headers):
             return None
-        block = self.source.some(first, last + length - first)
-        starts = map(sub, headers, repeat(first))
-        rows = Rows(b"".join([block[at : at + length] for at in starts]), length)
+        rows = _headers(self.source.some(first, last + length - first), first, headers, length)
         agree = (
             rows.count == len(numbers)
             and rows.all(b"PK\x03\x04", 0)
             and rows.all(struct.pack("<H", len(names[0])), 26)
             and rows.numbers(2, 8) == members.pick(members.method, numbers)
-            and rows.texts(len(names[0]), LOCAL.size) == names
+            and rows.hold(names, LOCAL.size)
         )
         if not agree:
             return None
-        offsets = array("Q", map(add, map(add, headers, repeat(length)), rows.numbers(2, 28)))
-        inside = max(map(add, offsets, members.pick(members.packed, numbers))) <= self.start
-        return offsets if inside else None
+        extras = added(rows.numbers(2, 28), array("Q", [length]) * len(headers))
+        offsets = added(headers, extras) if extras is not None else None
+        ends = added(offsets, members.pick(members.packed, numbers)) if offsets is not None else None
+        return (
+            offsets
+            if ends is not None and not any_above(ends, array("Q", [self.start]) * len(ends))
+            else None
+        )
 
     def _header(self, at: int, length: int) -> bytes:
         """Those bytes; many at once where small members follow each other."""
@@ -203,6 +209,19 @@ class Directory:
     def _check_crc(self, member: Member, crc: int) -> None:
         if crc != member.crc and member.crc:  # torch can leave checksums out; they are 0 then
             raise self._bad(f"member {show(member.name)!r} changed after saving (its CRC-32 does not fit)")
+
+
+def _headers(block: bytes, first: int, places: array[int], length: int) -> Rows:
+    """Local headers of that length, at these places of the file; the block begins at the first of them."""
+    step = places[1] - first if len(places) > 1 else 0
+    if step >= length and places == array("Q", range(first, places[-1] + 1, step)):  # members of one size
+        return Rows(block + bytes(step - length), step)
+    return Rows(b"".join([block[at - first : at - first + length] for at in places]), length)
+
+
+def _same(values: array[int]) -> int:
+    """How many are like the first, from it on."""
+    return next(i for i, value in enumerate(values) if value != values[0])
 
 
 def inflate(raw: bytes, size: int) -> bytes | None:

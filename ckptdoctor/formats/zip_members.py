@@ -11,17 +11,19 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import compress, pairwise, repeat
-from operator import add, gt
+from operator import add
 from typing import NamedTuple
 
-from ckptdoctor.formats.rows import Rows
+from ckptdoctor.formats.rows import Rows, added, any_above
 from ckptdoctor.formats.words import show
 
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 MARK = b"PK\x01\x02"
 LOCAL_SIZE = 30  # bytes of a local header without its name
 U32 = 0xFFFFFFFF
+_FULL = U32.to_bytes(4, "little")  # what a zip64 entry has, in the lower half of eight bytes
 FEW = 16  # entries that are not worth to be unpacked together
+ASKED = 16  # names that are looked for one by one
 MOST = 1 << 12  # unpacked together, so that little memory is needed
 
 Bad = Callable[[str], Exception]
@@ -44,10 +46,12 @@ class Members(Mapping[str, Member]):
 
     def __init__(self, data: bytes, count: int, bad: Bad) -> None:
         self.names: list[str] = []
-        self.header, self.size, self.packed, self.method, self.crc, self.flags = (
-            array("Q", bytes(8 * count)) for _ in range(6)
-        )
+        self.header, self.size, self.packed, self.method, self.crc, self.flags, self.head = (
+            array("Q", bytes(8 * count)) for _ in range(7)
+        )  # head: bytes of its local header without the extra field
+        self.ordered = False  # in the order of the file, known once `overlap` looked
         self._bad = bad
+        self._asked = 0
         self._read(data, count)
         if len(set(self.names)) != count:
             name = next(n for i, n in enumerate(self.names) if self.index[n] != i)
@@ -65,10 +69,23 @@ class Members(Mapping[str, Member]):
         return iter(self.names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.index
+        return self._number(name) is not None
 
     def __getitem__(self, name: str) -> Member:
-        return self.at(self.index[name])
+        number = self._number(name)
+        if number is None:
+            raise KeyError(name)
+        return self.at(number)
+
+    def _number(self, name: object) -> int | None:
+        """The number of the member of that name. A table of all is made once many were asked for."""
+        self._asked += 1
+        if self._asked > ASKED:
+            return self.index.get(name)  # type: ignore[call-overload, no-any-return]
+        try:
+            return self.names.index(name)  # type: ignore[arg-type]
+        except ValueError:
+            return None
 
     def at(self, i: int) -> Member:
         """The member with that number."""
@@ -82,13 +99,25 @@ class Members(Mapping[str, Member]):
             self.flags[i],
         )
 
-    def numbers(self, names: list[str]) -> Sequence[int] | None:
-        """The number of each name; None where one is missing."""
-        first = self.names.index(names[0]) if names and names[0] in self.names else 0
-        if names and self.names[first : first + len(names)] == names:  # as torch writes them
-            return range(first, first + len(names))
-        found = [self.index.get(name, -1) for name in names]
-        return found if found and -1 not in found else None
+    def numbers(self, folder: str, keys: list[str]) -> Sequence[int] | None:
+        """The number of each member of a folder (with its slash); None where one is missing."""
+        first = self._number(folder + keys[0]) if keys else None
+        if first is None:
+            return None
+        parts = range(0, len(keys), MOST)
+        if all(self._named(first + at, folder, keys[at : at + MOST]) for at in parts):  # as torch writes them
+            return range(first, first + len(keys))
+        found = [self.index.get(folder + key, -1) for key in keys]
+        return found if -1 not in found else None
+
+    def _named(self, first: int, folder: str, keys: list[str]) -> bool:
+        return self.names[first : first + len(keys)] == [folder + key for key in keys]
+
+    def named(self, numbers: Sequence[int]) -> list[str]:
+        """The names with these numbers."""
+        if isinstance(numbers, range):
+            return self.names[numbers.start : numbers.stop]
+        return list(map(self.names.__getitem__, numbers))
 
     @staticmethod
     def pick(column: array[int], numbers: Sequence[int]) -> array[int]:
@@ -99,7 +128,8 @@ class Members(Mapping[str, Member]):
 
     def has_under(self, folder: str) -> bool:
         """Whether a name begins so."""
-        return any(map(str.startswith, self.names, repeat(folder)))
+        known = folder in "\0".join(self.names)  # seldom, so all are asked at once first
+        return known and any(map(str.startswith, self.names, repeat(folder)))
 
     def ending(self, tail: str) -> list[str]:
         """The names that end so."""
@@ -107,10 +137,12 @@ class Members(Mapping[str, Member]):
 
     def overlap(self) -> tuple[Member, Member | None]:
         """The member that ends last, or two of which one lies over the other, in the order of the file."""
-        names = map(add, map(len, self.names), repeat(LOCAL_SIZE))
-        ends = list(map(add, map(add, self.header, names), self.packed))
-        if not any(map(gt, ends, self.header[1:])):  # in the order of the file, none over the next
-            return self.at(len(ends) - 1), None
+        sums = added(self.header, self.packed)
+        found = added(sums, self.head) if sums is not None else None
+        if found is not None and not any_above(found[:-1], self.header[1:]):
+            self.ordered = True
+            return self.at(len(found) - 1), None
+        ends = list(map(add, map(add, self.header, self.head), self.packed))
         order = sorted(range(len(ends)), key=self.header.__getitem__)
         for i, following in pairwise(order):
             if ends[i] > self.header[following]:
@@ -149,9 +181,10 @@ class Members(Mapping[str, Member]):
         """Add the entries, if they need neither zip64 nor another alphabet."""
         packed, sizes, headers = (rows.numbers(4, at) for at in (20, 24, 42))
         text = rows.texts(length, CENTRAL.size)
-        if text is None or U32 in (max(packed), max(sizes), max(headers)):
+        if text is None or any(_FULL in column.tobytes() for column in (packed, sizes, headers)):
             return False
-        found = headers, sizes, packed, rows.numbers(2, 10), rows.numbers(4, 16), rows.numbers(2, 8)
+        more = rows.numbers(2, 10), rows.numbers(4, 16), rows.numbers(2, 8)
+        found = headers, sizes, packed, *more, array("Q", [LOCAL_SIZE + length]) * rows.count
         first = len(self.names)
         for column, values in zip(self._columns(), found, strict=True):
             column[first : first + rows.count] = values
@@ -159,7 +192,7 @@ class Members(Mapping[str, Member]):
         return True
 
     def _columns(self) -> tuple[array[int], ...]:
-        return self.header, self.size, self.packed, self.method, self.crc, self.flags
+        return self.header, self.size, self.packed, self.method, self.crc, self.flags, self.head
 
     def _one(self, data: bytes, at: int) -> int:
         """Add one entry; where it ends."""
@@ -180,7 +213,8 @@ class Members(Mapping[str, Member]):
         if U32 in (size, packed, header):
             extra = data[name_at + name_n : name_at + name_n + extra_n]
             size, packed, header = self._zip64_extra(extra, size, packed, header)
-        for column, value in zip(self._columns(), (header, size, packed, method, crc, flags), strict=True):
+        values = header, size, packed, method, crc, flags, LOCAL_SIZE + len(name)
+        for column, value in zip(self._columns(), values, strict=True):
             column[len(self.names)] = value
         self.names.append(name)
         return end

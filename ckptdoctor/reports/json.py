@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from ckptdoctor.diagnosis import Diagnosis
+
+TOGETHER = 1 << 14  # pieces of JSON that are written at once
 
 
 def render(diagnosis: Diagnosis, stream: TextIO) -> None:
@@ -16,5 +19,7 @@ def render(diagnosis: Diagnosis, stream: TextIO) -> None:
 
 def write(data: Any, stream: TextIO) -> None:
     """One JSON document. Pure ASCII, so that no byte of a file's keys reaches a terminal raw."""
-    json.dump(data, stream, indent=1, ensure_ascii=True)
+    chunks = json.JSONEncoder(indent=1, ensure_ascii=True).iterencode(data)
+    while some := "".join(islice(chunks, TOGETHER)):  # a stream without a buffer takes as long as the encoder
+        stream.write(some)
     stream.write("\n")

@@ -4,6 +4,7 @@ import io
 import random
 import struct
 import zipfile
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from ckptdoctor.formats import open_checkpoint, pickle_rows, pickle_scan, zip_di
 from ckptdoctor.formats.base import Archive
 from ckptdoctor.formats.lazy import LazySpecs
 from ckptdoctor.formats.pickle_scan import Scan
+from ckptdoctor.formats.rows import added, any_above
 from ckptdoctor.formats.source import window_of_bytes
 from ckptdoctor.formats.unpickle import Storages
 from ckptdoctor.formats.views import Views
@@ -95,7 +97,8 @@ def lazily(archive: Archive | str) -> bool:
 
 shapes = st.sampled_from([(), (0,), (1,), (3,), (2, 3), (300,), (1, 70_000), (2, 1, 3, 2), (1,) * 6])
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool])
-names = st.text("abc.0\u00e9", min_size=1, max_size=30)
+# Some letters are opcodes, too, and stand where a text ends.
+names = st.text("abc.0rqhKXu)\u00e9", min_size=1, max_size=30)
 
 
 def make(shape: tuple[int, ...], dtype: torch.dtype, how: str) -> Tensor:
@@ -260,9 +263,30 @@ def test_a_long_key_whose_length_lies_is_not_skipped() -> None:
             bad.run()
 
 
+@pytest.mark.parametrize("byte", [b"\xff", b"\xc3", b"\n", b"\0"])
+def test_a_key_that_is_no_printable_text_is_left_to_the_unpickler(byte: bytes, tmp_path: Path) -> None:
+    torch.save(large(60), tmp_path / "good.pth")
+    pickle, members = parts(tmp_path / "good.pth")
+    at = pickle.rindex(b"blocks.14.part3.weight")
+    rewritten(tmp_path / "bad.pth", pickle[:at] + byte + pickle[at + 1 :], members)
+    assert_alike(tmp_path / "bad.pth")
+
+
+def test_columns_of_numbers_of_any_size_are_added_and_compared() -> None:
+    small, large = array("Q", [0, 5, (1 << 55) - 1]), array("Q", [1, 5, 1 << 55])
+    assert added(small, large) == array("Q", [1, 10, (1 << 56) - 1])
+    assert not any_above(small, large) and any_above(large, small) and not any_above(small, small)
+    huge = array("Q", [0, 0, (1 << 64) - 1])
+    assert added(small, huge) is None  # the sum may need more than 64 bits
+    assert any_above(huge, small) and not any_above(array("Q", [0, 0, 9]), huge)
+    assert added(array("Q"), array("Q")) == array("Q") and not any_above(array("Q"), array("Q"))
+    many = array("Q", range(10_000))  # more than one piece
+    assert added(many, many) == array("Q", range(0, 20_000, 2)) and any_above(many[1:], many[:-1])
+
+
 def test_storages_in_rows_and_alone_are_one_table(big: Path) -> None:
     archive = open_checkpoint(big, lazy=True)
     assert len(archive.storages) == 3000
     assert {spec.storage for spec in archive.state_dicts[0].tree.specs.values()} == set(archive.storages)
-    assert Storages().columns() == ([], [], [])
+    assert Storages().columns() == ([], [], [], [])
     assert zip_directory.MANY > zip_members.FEW
