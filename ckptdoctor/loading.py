@@ -133,10 +133,11 @@ def apply_to_file(
     ``load_file(out)`` for safetensors. ``fmt`` is ``"pth"`` or ``"safetensors"``, by default what the suffix
     says. ``initial`` gives the model's own value for keys that the plan keeps. ``out`` may be the checkpoint
     itself; it is replaced at the very end. More bytes than ``max_shard_size`` become several files with an
-    index. ``progress(done, total)`` is told the bytes. Without ``verify`` the new file's header is read back
-    and not its bytes. ``probe`` is given the new file, which must be one. With an ``envelope`` the file has
-    everything that the checkpoint has, and the repaired state dict in place of its own; it is one ``.pth``
-    file. ``notes`` are for the receipt. The other arguments are those of :func:`apply_to_model`.
+    index. ``progress(done, total)`` is told the bytes, those written and those compared. Without ``verify``
+    the new file's header is read back and not its bytes. ``probe`` is given the new file, which must be one.
+    With an ``envelope`` the file has everything that the checkpoint has, and the repaired state dict in place
+    of its own; it is one ``.pth`` file. ``notes`` are for the receipt. The other arguments are those of
+    :func:`apply_to_model`.
 
     Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
     """
@@ -157,6 +158,7 @@ def apply_to_file(
         due = target_tree if len(part.pieces) == len(target_tree) else target_tree.subset(part.pieces)
         fills = _Part({key: expansion.fills[key] for key in due.specs})
         how: dict[str, Any] = {"initial": initial, "accept": accept, "bits": verify, "envelope": envelope}
+        how["on_bytes"] = told if verify else None
         casts.update(verify_file(fills, again, written, due, **how))
         parts.append(part)
         name = out if len(part.pieces) == len(target_tree) else f"{out} (in {len(parts)} parts)"
@@ -173,6 +175,7 @@ def apply_to_file(
             expansion, reader, target_tree, initial=initial, source_versions=source_versions
         )
         contents = replace(contents, envelope=envelope)
+        told = None if progress is None else _Told(progress, contents.nbytes, target_tree if verify else None)
         write_contents(
             contents,
             path,
@@ -180,7 +183,7 @@ def apply_to_file(
             fmt=fmt,
             max_shard_size=max_shard_size,
             check=check,
-            on_bytes=None if progress is None else _Told(progress, contents.nbytes),
+            on_bytes=told,
         )
     return receipts[0]
 
@@ -193,10 +196,12 @@ class _Part:
 
 
 class _Told:
-    """Adds up what several threads wrote."""
+    """Adds up what several threads wrote, and what was compared of the ``verified`` tree."""
 
-    def __init__(self, tell: Callable[[int, int], None], total: int) -> None:
-        self._tell, self._total, self._done = tell, total, 0
+    def __init__(self, tell: Callable[[int, int], None], nbytes: int, verified: ParamTree | None) -> None:
+        self._tell, self._total, self._done = tell, nbytes, 0
+        if verified is not None:
+            self._total += sum(spec.nbytes for spec in verified.specs.values())
         self._lock = threading.Lock()
 
     def __call__(self, count: int) -> None:

@@ -43,6 +43,7 @@ def into_model(
 
     ``tree`` is the model's, where it was read just now, and ``expansion`` the plan worked out for it.
     """
+    from ckptdoctor.formats.ahead import read_ahead
     from ckptdoctor.formats.tensors import model_reader
     from ckptdoctor.loading import apply_to_model
     from ckptdoctor.plan import expand
@@ -53,6 +54,8 @@ def into_model(
     expansion = expand(plan, chosen.tree, tree) if expansion is None else expansion
     lasting = any(spec.device == "meta" for spec in tree.specs.values())
     reader = model_reader(archive, chosen, lasting=lasting, private=materialise, check_crc=verify)
+    if verify or materialise or not lasting:  # else no byte is read
+        read_ahead(archive.files)
     reader.prepare(source for fill in expansion.fills.values() for source in fill.sources)
     receipt = apply_to_model(
         expansion,

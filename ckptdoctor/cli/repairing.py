@@ -90,7 +90,7 @@ def repair(
     if found.verdict not in ("compatible", "repairable") or found.plan is None:
         explain_refusal(found, verbose, options["kwargs"])
         return 1
-    with progress(f"writing {os.path.basename(out)}") as tell:
+    with progress(f"{'writing and verifying' if verify else 'writing'} {os.path.basename(out)}") as tell:
         receipt = write_diagnosed(
             found,
             out,
@@ -153,7 +153,7 @@ def apply(
     path = checkpoint or beside(parsed.source.file, plan)
     refuse_input(out, path)
     refuse_input(out, plan)
-    with progress(f"writing {os.path.basename(out)}") as tell:
+    with progress(f"{'writing and verifying' if verify else 'writing'} {os.path.basename(out)}") as tell:
         receipt = run(
             parsed,
             path,

@@ -26,10 +26,25 @@ def _advise(paths: list[str]) -> None:
             with open(path, "rb", buffering=0) as file:
                 size = min(os.fstat(file.fileno()).st_size, left)
                 for at in range(0, size, STEP):
-                    os.posix_fadvise(file.fileno(), at, min(STEP, size - at), os.POSIX_FADV_WILLNEED)
+                    count = min(STEP, size - at)
+                    if not _is_there(file.fileno(), at) or not _is_there(file.fileno(), at + count - 1):
+                        os.posix_fadvise(file.fileno(), at, count, os.POSIX_FADV_WILLNEED)
                 left -= size
         except OSError:
             return  # only advice: whoever reads the file will say what is wrong
+
+
+def _is_there(descriptor: int, at: int) -> bool:
+    """Whether this place of the file is in memory already; False where the system does not tell.
+
+    To ask for what is there costs a look at every page, which whoever reads them next has to wait for.
+    """
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    try:
+        return os.preadv(descriptor, [bytearray(1)], at, os.RWF_NOWAIT) == 1
+    except OSError:  # BlockingIOError: it is not; others: this file system cannot say
+        return False
 
 
 def _free() -> int:

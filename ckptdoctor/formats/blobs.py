@@ -152,6 +152,19 @@ def read_at(descriptor: int, buffer: memoryview, offset: int, path: str) -> int:
     return len(data)
 
 
+def mapped_crc_fits(files: Files, ref: StorageRef) -> bool:
+    """:func:`crc_fits` for bytes that are used where the file is mapped, through that map if possible."""
+    if ref.crc is None:
+        return True
+    file = files.mapped(ref.file)
+    try:
+        crc = None if file is None else file.crc32(ref.offset, ref.nbytes)
+    except OSError as error:
+        files.unchanged()
+        raise ReadError(f"{show(ref.file)}: cannot be read ({error.strerror})") from error
+    return crc_fits(files, ref) if crc is None else crc == ref.crc
+
+
 def crc_fits(files: Files, ref: StorageRef) -> bool:
     """Does the checksum fit? True where there is none."""
     if ref.crc is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptdoctor.errors import CorruptCheckpointError, ReadError
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
-from ckptdoctor.formats.blobs import Files, crc_fits, fill
+from ckptdoctor.formats.blobs import Files, crc_fits, fill, mapped_crc_fits
 from ckptdoctor.formats.findings import bad_crc
 from ckptdoctor.formats.mapping import can_map, is_local
 from ckptdoctor.formats.parallel import in_threads
@@ -93,7 +93,9 @@ class TensorReader:
         names = dict.fromkeys(s for key in keys for s in self._storages(key))
         refs = {s: self.archive.storages[s] for s in names if s not in self._checked}
         due = [(s, ref) for s, ref in refs.items() if ref.crc is not None]
-        fits = in_threads(lambda one: crc_fits(self._files, one[1]), due, sum(r.nbytes for _, r in due))
+        for _, ref in due:  # opened here: `Files` is not made for several threads
+            self._files.mapped(ref.file)
+        fits = in_threads(lambda one: self._fits(one[1]), due, sum(r.nbytes for _, r in due))
         for (name, ref), good in zip(due, fits, strict=True):
             if not good:
                 raise self._bad_crc(ref)
@@ -253,9 +255,14 @@ class TensorReader:
 
     def _check_once(self, storage_id: str, ref: StorageRef) -> None:
         if self.check_crc and storage_id not in self._checked:
-            if not crc_fits(self._files, ref):
+            if not self._fits(ref):
                 raise self._bad_crc(ref)
             self._checked.add(storage_id)
+
+    def _fits(self, ref: StorageRef) -> bool:
+        """Whether the checksum fits; True where there is none."""
+        mapped = self.mapped and can_map(ref, element_size(ref.dtype), sys.byteorder)
+        return mapped_crc_fits(self._files, ref) if mapped else crc_fits(self._files, ref)
 
     def _read(self, ref: StorageRef) -> torch.UntypedStorage:
         import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from ckptdoctor.formats.walk import anything, children
 from ckptdoctor.ops.bits import same_bits
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import listing
-from ckptdoctor.verify.copied import Mapped, copied, differing
+from ckptdoctor.verify.copied import Mapped, Pair, copied, differing
 from ckptdoctor.verify.envelope import envelope_problems
 from ckptdoctor.verify.replay import Casts, Fills, Reader, lossy_casts, quoted, replayed, words
 from ckptdoctor.writers.plain import plain_load
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ckptdoctor.formats.envelope import Envelope
     from ckptdoctor.formats.tensors import TensorReader
     from ckptdoctor.trees import ParamTree
+
+TOLD = 64 << 20  # bytes that are compared before somebody is told
 
 
 def verify_file(
@@ -33,6 +35,7 @@ def verify_file(
     initial: Callable[[str], Any] | None = None,
     accept: Collection[str] = (),
     bits: bool = True,
+    on_bytes: Callable[[int], None] | None = None,
     envelope: Envelope | None = None,
 ) -> Casts:
     """Check a file that a plan has written; returns what :func:`verify_model` does.
@@ -40,7 +43,8 @@ def verify_file(
     ``path`` is opened anew, by this package's own reader and by plain torch or safetensors; both must find
     exactly the keys, shapes and dtypes of ``target``, and bit for bit what the plan makes of the source.
     Without ``bits`` only our own reader opens it, and only values whose dtype changes are read. With an
-    ``envelope`` the state dict is in it, and everything around it must be what it was.
+    ``envelope`` the state dict is in it, and everything around it must be what it was. ``on_bytes`` is told
+    how many bytes more of the new file were compared.
 
     Raises :class:`VerifyError`.
     """
@@ -48,9 +52,8 @@ def verify_file(
     problems = [*_specs(tree, target)]
     pairs = copied(expansion.fills, reader, written, tree) if bits else {}
     casts: Casts = {key: (tree[key].dtype, "lossless") for key in pairs}
-    # Only a TensorReader has copied pairs, of whose attributes `Reader` says nothing.
-    wrong = differing(pairs.values(), reader.files, written.files) if pairs else {}  # type: ignore[attr-defined]
-    problems += [f"{quoted(key)} {what}" for key, what in wrong.items()]
+    tell = on_bytes or _nobody
+    problems += [*_differing([*pairs.values()], reader, written, tell)]
     if bits:
         written.check(key for key in tree.specs if key not in pairs or not pairs[key].found.whole)
     for key, fill in expansion.fills.items():
@@ -58,6 +61,7 @@ def verify_file(
             continue
         if key in tree and (bits or fill.cast):
             problems += _one_written(key, fill, reader, written, initial, casts)
+            tell(tree[key].nbytes)
         elif key in tree and fill.kind == "load":
             casts[key] = (tree[key].dtype, "lossless")
     if bits:
@@ -68,6 +72,24 @@ def verify_file(
     if problems:
         raise VerifyError(words(problems, "no file was written"))
     return casts
+
+
+def _nobody(_: int) -> None:
+    """Nobody wants to know."""
+
+
+def _differing(
+    pairs: Sequence[Pair], reader: Any, written: TensorReader, tell: Callable[[int], None]
+) -> Iterator[str]:
+    """What is wrong with copied bytes; ``reader`` is a TensorReader where there are any."""
+    first = size = 0
+    for at, pair in enumerate(pairs, start=1):
+        size += pair.nbytes
+        if size >= TOLD or at == len(pairs):
+            wrong = differing(pairs[first:at], reader.files, written.files)
+            yield from (f"{quoted(key)} {what}" for key, what in wrong.items())
+            tell(size)
+            first, size = at, 0
 
 
 def _opened(path: Path, bits: bool, envelope: Envelope | None) -> tuple[ParamTree, TensorReader]:

@@ -330,6 +330,32 @@ def test_an_interruption_in_the_middle_leaves_nothing(tmp_path, ddp, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == ["ddp.pth"]
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("half", [False, True], ids=["copied", "cast"])
+def test_what_is_compared_is_told_and_can_be_interrupted(
+    tmp_path: Path, ddp: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, half: bool
+) -> None:
+    from ckptdoctor.verify import file as verify
+
+    monkeypatch.setattr(verify, "TOLD", 4096)
+    net, out = model().half() if half else model(), tmp_path / f"o{suffix}"
+    plan, nbytes = ckd.plan(net, ddp), sum(t.nbytes for t in net.state_dict().values())
+    told: list[tuple[int, int]] = []
+    for check, due in ((True, 2 * nbytes), (False, nbytes)):
+        told.clear()
+        ckd.apply(plan, ddp, model=net, out=out, verify=check, progress=lambda *now: told.append(now))
+        assert told[-1] == (due, due) and told == sorted(told) and {total for _, total in told} == {due}
+        out.unlink()
+
+    def interrupt(done: int, total: int) -> None:
+        if done > nbytes + 4096:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ckd.apply(plan, ddp, model=net, out=out, progress=interrupt)
+    assert [p.name for p in tmp_path.iterdir()] == ["ddp.pth"]
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("5GB", 5 * 10**9), ("2GiB", 2 << 30), ("1.5 mb", 1_500_000), (77, 77), ("1k", 1000)]
 )

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,33 @@ def test_a_load_needs_no_more_private_memory_than_the_model_and_a_tensor(tmp_pat
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **steady})
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 32, "MB beside a model of 96 MB with tensors of 4 MB"
+
+
+def test_a_file_that_was_cut_after_it_was_mapped_is_an_error_when_it_is_summed(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"w": torch.ones(1 << 20)}, path)
+    read = opened(path, mapped=True)
+    read.files.mapped(str(path))
+    os.truncate(path, 8192)
+    with pytest.raises(ReadError, match="became shorter"):
+        read.check(["w"])
+
+
+def test_the_checksum_through_the_map_is_that_of_the_bytes(tmp_path: Path) -> None:
+    values = os.urandom(3 * mapping.STEP + 5)
+    (tmp_path / "a").write_bytes(values)
+    with open(tmp_path / "a", "rb") as file:
+        mapped = mapping.FileMap(file.fileno(), len(values))
+    for start, end in ((0, len(values)), (1, 2), (4095, 4097), (77, mapping.STEP + 77), (5, len(values) - 1)):
+        assert mapped.crc32(start, end - start) in (zlib.crc32(values[start:end]), None)
+
+
+def test_an_older_system_sums_by_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapping.FileMap, "crc32", lambda *_: None)
+    path = saved(tmp_path, "pth")
+    opened(path, mapped=True).check(STATE)
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(STATE["a"].numpy().tobytes())] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CorruptCheckpointError):
+        opened(path, mapped=True).check(STATE)
