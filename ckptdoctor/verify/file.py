@@ -13,7 +13,7 @@ from ckptdoctor.formats.walk import anything, children
 from ckptdoctor.ops.bits import same_bits
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import listing
-from ckptdoctor.verify.copied import Mapped, copied, differing
+from ckptdoctor.verify.copied import Mapped, Pair, copied, differing
 from ckptdoctor.verify.envelope import envelope_problems
 from ckptdoctor.verify.replay import Casts, Fills, Reader, lossy_casts, quoted, replayed, words
 from ckptdoctor.writers.plain import plain_load
@@ -61,7 +61,10 @@ def verify_file(
         elif key in tree and fill.kind == "load":
             casts[key] = (tree[key].dtype, "lossless")
     if bits:
-        problems += [*_ties(expansion, target, tree, written), *_plain(path, target, written, envelope)]
+        problems += [
+            *_ties(expansion, target, tree, written),
+            *_plain(path, target, written, pairs, envelope),
+        ]
     if envelope is not None:
         problems += envelope_problems(envelope, path, bits=bits)
     problems += lossy_casts(casts, accept)
@@ -109,7 +112,13 @@ def _ties(expansion: Fills, target: ParamTree, tree: ParamTree, written: TensorR
             yield f"{quoted(key)} and {quoted(other)} are one tensor in the model, two in the file"
 
 
-def _plain(path: Path, target: ParamTree, written: TensorReader, envelope: Envelope | None) -> Iterator[str]:
+def _plain(
+    path: Path,
+    target: ParamTree,
+    written: TensorReader,
+    pairs: Mapping[str, Pair],
+    envelope: Envelope | None,
+) -> Iterator[str]:
     """What plain torch makes of the file, against what our reader makes of it."""
     found = plain_load(path) if envelope is None else _inside(path, envelope)
     if found is None:
@@ -121,7 +130,8 @@ def _plain(path: Path, target: ParamTree, written: TensorReader, envelope: Envel
     for key, spec in target.specs.items():
         if key not in found:
             continue
-        span = written.span(key, spec.dtype) if spec.numel else None
+        pair = pairs.get(key)
+        span = pair.found if pair is not None else written.span(key, spec.dtype) if spec.numel else None
         if span is not None and mapped.has(found[key], span, spec.dtype, spec.shape):
             continue  # it is these bytes
         if not same_bits(found[key], written(key)):
