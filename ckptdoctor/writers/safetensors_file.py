@@ -124,8 +124,10 @@ def header(rows: Sequence[tuple[str, Piece]], padding: int = 0) -> bytes:
     text += b" " * (-len(text) % 8 + padding)
     if len(text) > LARGEST_HEADER:
         size, most = len(text) / 1e6, LARGEST_HEADER / 1e6
+        keys = f"{len(rows):,} keys"
         raise ApplyError(
-            f"the header would take {size:.0f} MB, .safetensors allows {most:.0f}; "
-            "write several files: --max-shard-size 5GB"
+            f"the header for {keys} would take {size:,.0f} MB, and .safetensors allows {most:,.0f}. "
+            "Write several files with `ckptdoctor repair ... --max-shard-size 5GB` (in Python "
+            'max_shard_size="5GB"), or one .pth file'
         )
     return len(text).to_bytes(8, "little") + text
