@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Action = Literal["loaded", "kept", "reinitialised", "tied"]
 
@@ -30,8 +30,7 @@ class ProbeResult:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One model key: what was done, and from which checkpoint keys (``tied``: from which model key)."""
 
     target: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.apply.derived import derived_value
@@ -42,9 +43,15 @@ def file_contents(
     _check_complete(expansion, target, initial)
     made: dict[str, Piece] = {}
     span: SpanOf | None = getattr(reader, "span", None)
+
+    def make(key: str) -> Tensor:
+        spec = target[key]
+        return to_write(key, expansion.fills[key], reader, Want(spec.shape, _dtype(spec.dtype)))
+
     for key, fill in expansion.fills.items():
         if fill.kind == "load":
-            made[key] = _loaded(key, fill, reader, target.specs[key], span)
+            spec = target.specs[key]
+            made[key] = Piece(spec.shape, spec.dtype, _copied(fill, reader, spec, span), partial(make, key))
         elif fill.kind != "tie":
             own = _own(key, target, initial)
             made[key] = Piece(target[key].shape, target[key].dtype, make=lambda own=own: own)  # type: ignore[misc]
@@ -64,17 +71,15 @@ def file_contents(
     return Contents(pieces, versions, objects)
 
 
-def _loaded(key: str, fill: Fill, reader: Reader, spec: TensorSpec, span_of: SpanOf | None) -> Piece:
-    def make() -> Tensor:
-        return to_write(key, fill, reader, Want(spec.shape, _dtype(spec.dtype)))
-
+def _copied(fill: Fill, reader: Reader, spec: TensorSpec, span_of: SpanOf | None) -> Span | None:
+    """The bytes that are the tensor as they are; None where it is made."""
     if span_of is None or fill.cast or len(fill.sources) != 1:
-        return Piece(spec.shape, spec.dtype, make=make)
+        return None
     span = span_of(fill.sources[0], spec.dtype)
     if span is not None and fill.ops:
         # A reader with spans is a TensorReader, of whose attributes `Reader` says nothing.
-        span = _part(fill, span, reader.state_dict.tree[fill.sources[0]], spec)  # type: ignore[attr-defined]
-    return Piece(spec.shape, spec.dtype, span, make)
+        return _part(fill, span, reader.state_dict.tree[fill.sources[0]], spec)  # type: ignore[attr-defined]
+    return span
 
 
 def _part(fill: Fill, span: Span, source: TensorSpec, due: TensorSpec) -> Span | None:

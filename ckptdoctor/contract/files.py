@@ -10,6 +10,7 @@ from typing import Protocol
 
 from ckptdoctor.errors import ContractError
 from ckptdoctor.keys import printable
+from ckptdoctor.writers.leftovers import is_unfinished
 
 
 class Files(Protocol):
@@ -44,7 +45,8 @@ class WorkingTree:
     def names(self, folder: str) -> list[str]:
         """See :class:`Files`."""
         place = self.root / folder
-        return sorted(p.name for p in place.iterdir() if p.is_file()) if place.is_dir() else []
+        found = [p.name for p in place.iterdir() if p.is_file()] if place.is_dir() else []
+        return sorted(name for name in found if not is_unfinished(name))
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,17 @@ def _remove_older(pattern: str, newest: Path, keep: int) -> None:
     older = [file for numbers, file in found if numbers < limit]
     for file in older[: max(len(older) - (keep - 1), 0)]:
         if _is_ours(file):
-            file.unlink(missing_ok=True)
+            _remove(file, newest)
+
+
+def _remove(file: Path, newest: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise ApplyError(
+            f"`{printable(str(newest))}` is written, and the older `{printable(str(file))}` could not be "
+            f"removed ({printable(error.strerror or str(error))}); remove it, or the next save will"
+        ) from error
 
 
 def _is_ours(file: Path) -> bool:

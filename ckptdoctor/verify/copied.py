@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ckptdoctor.errors import ReadError
-from ckptdoctor.formats.blobs import PIECE, Files, read_at
+from ckptdoctor.formats.blobs import PIECE, Files
 from ckptdoctor.formats.checksum import crc32
+from ckptdoctor.formats.near import SMALL, Near, read_whole
 from ckptdoctor.formats.parallel import in_threads
-from ckptdoctor.formats.words import show
 from ckptdoctor.plan.fills import Fill
 
 if TYPE_CHECKING:
@@ -41,14 +40,14 @@ def copied(fills: Mapping[str, Fill], reader: Any, written: TensorReader, tree: 
     """The keys of the new file that are bytes of the source, where both readers can tell the place."""
     if not hasattr(reader, "span"):
         return {}
-    pairs = {}
+    pairs, old, new = {}, reader.state_dict.tree.specs, tree.specs
     for key, fill in fills.items():
-        if fill.kind != "load" or fill.ops or fill.cast or key not in tree:
+        if fill.kind != "load" or fill.ops or fill.cast:
             continue
-        spec = tree[key]
-        if reader.state_dict.tree[fill.sources[0]].shape != spec.shape:
+        spec, source = new.get(key), fill.sources[0]
+        if spec is None or old[source].shape != spec.shape:
             continue
-        due, found = reader.span(fill.sources[0], spec.dtype), written.span(key, spec.dtype)
+        due, found = reader.span(source, spec.dtype), written.span(key, spec.dtype)
         if due is not None and found is not None:
             pairs[key] = Pair(key, due, found, spec.nbytes)
     return pairs
@@ -60,11 +59,9 @@ def differing(pairs: Iterable[Pair], old: Files, new: Files) -> dict[str, str]:
     for pair in todo:  # opened here: `Files` is not made for several threads
         old.descriptor(pair.due.file), new.descriptor(pair.found.file)
     found = in_threads(
-        lambda run: [(pair.key, _difference(pair, old, new)) for pair in run],
-        list(_runs(todo)),
-        sum(p.nbytes for p in todo),
+        lambda run: _differences(run, old, new), list(_runs(todo)), sum(p.nbytes for p in todo)
     )
-    return {key: words for run in found for key, words in run if words}
+    return {key: words for run in found for key, words in run}
 
 
 def _runs(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
@@ -78,7 +75,30 @@ def _runs(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
     yield pairs[first:]
 
 
-def _difference(pair: Pair, old: Files, new: Files) -> str:
+def _differences(pairs: Sequence[Pair], old: Files, new: Files) -> list[tuple[str, str]]:
+    """Those keys of a run that are not as they should be; small ones near to each other are read at once."""
+    due, found, wrong = Near(old), Near(new), []
+    for pair in pairs:
+        if pair.nbytes < SMALL:
+            here = bytes(found.read(pair.found.file, pair.found.offset, pair.nbytes))
+            same = here == bytes(due.read(pair.due.file, pair.due.offset, pair.nbytes))
+            words = _words(pair, crc32(here) if same else None)
+        else:
+            words = _words(pair, _sum_if_same(pair, old, new))
+        if words:
+            wrong.append((pair.key, words))
+    return wrong
+
+
+def _words(pair: Pair, crc: int | None) -> str:
+    """What is wrong with bytes that have this checksum; None: they are others."""
+    if crc is None:
+        return "differs from the source"
+    return "" if pair.found.crc in (None, crc) else "does not fit its checksum in the new file"
+
+
+def _sum_if_same(pair: Pair, old: Files, new: Files) -> int | None:
+    """A piece at a time."""
     first, second = old.descriptor(pair.due.file), new.descriptor(pair.found.file)
     size = min(PIECE, pair.nbytes)
     a, b, crc, at = bytearray(size), bytearray(size), 0, 0
@@ -86,21 +106,12 @@ def _difference(pair: Pair, old: Files, new: Files) -> str:
         if pair.nbytes - at < size:
             size = pair.nbytes - at
             a, b = bytearray(size), bytearray(size)
-        _read(first, a, pair.due.offset + at, pair.due.file)
-        _read(second, b, pair.found.offset + at, pair.found.file)
+        read_whole(first, memoryview(a), pair.due.offset + at, pair.due.file)
+        read_whole(second, memoryview(b), pair.found.offset + at, pair.found.file)
         if a != b:
-            return "differs from the source"
+            return None
         crc, at = crc32(b, crc), at + size
-    return "" if pair.found.crc in (None, crc) else "does not fit its checksum in the new file"
-
-
-def _read(descriptor: int, into: bytearray, offset: int, path: str) -> None:
-    done = 0
-    while done < len(into):
-        count = read_at(descriptor, memoryview(into)[done:], offset + done, path)
-        if not count:
-            raise ReadError(f"{show(path)}: became shorter since it was inspected; try again")
-        done += count
+    return crc
 
 
 class Mapped:

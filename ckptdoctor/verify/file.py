@@ -65,7 +65,10 @@ def verify_file(
         elif key in tree and fill.kind == "load":
             casts[key] = (tree[key].dtype, "lossless")
     if bits:
-        problems += [*_ties(expansion, target, tree, written), *_plain(path, target, written, envelope)]
+        problems += [
+            *_ties(expansion, target, tree, written),
+            *_plain(path, target, written, pairs, envelope),
+        ]
     if envelope is not None:
         problems += envelope_problems(envelope, path, bits=bits)
     problems += lossy_casts(casts, accept)
@@ -131,7 +134,13 @@ def _ties(expansion: Fills, target: ParamTree, tree: ParamTree, written: TensorR
             yield f"{quoted(key)} and {quoted(other)} are one tensor in the model, two in the file"
 
 
-def _plain(path: Path, target: ParamTree, written: TensorReader, envelope: Envelope | None) -> Iterator[str]:
+def _plain(
+    path: Path,
+    target: ParamTree,
+    written: TensorReader,
+    pairs: Mapping[str, Pair],
+    envelope: Envelope | None,
+) -> Iterator[str]:
     """What plain torch makes of the file, against what our reader makes of it."""
     found = plain_load(path) if envelope is None else _inside(path, envelope)
     if found is None:
@@ -143,7 +152,8 @@ def _plain(path: Path, target: ParamTree, written: TensorReader, envelope: Envel
     for key, spec in target.specs.items():
         if key not in found:
             continue
-        span = written.span(key, spec.dtype) if spec.numel else None
+        pair = pairs.get(key)
+        span = pair.found if pair is not None else written.span(key, spec.dtype) if spec.numel else None
         if span is not None and mapped.has(found[key], span, spec.dtype, spec.shape):
             continue  # it is these bytes
         if not same_bits(found[key], written(key)):

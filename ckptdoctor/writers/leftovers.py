@@ -28,6 +28,11 @@ def unfinished(final: Path) -> Path:
     return final.with_name(f".{final.stem[:80]}.{owner}.partial{final.suffix}")
 
 
+def is_unfinished(name: str) -> bool:
+    """Whether a file of that name is one that was being written; nobody should read it."""
+    return re.fullmatch(r"\..*" + _OWNER, name, re.DOTALL) is not None
+
+
 def sweep(final: Path) -> None:
     """Remove unfinished files for ``final``, and for shards of it, whose process ended without removing them.
 

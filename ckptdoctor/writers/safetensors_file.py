@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -97,26 +98,36 @@ def ordered(pieces: Mapping[str, Piece]) -> list[tuple[str, Piece]]:
     return sorted(pieces.items(), key=lambda row: (-DTYPE_SIZES[row[1].dtype], row[0]))
 
 
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@lru_cache(1 << 10)
+def _form(dtype: str, shape: tuple[int, ...]) -> str:
+    """What the header says of a tensor before it says where its bytes are."""
+    if dtype == "float4_e2m1fn_x2":  # two values to an item
+        shape = (*shape[:-1], 2 * shape[-1])
+    sizes = json.dumps(shape, separators=(",", ":"))
+    return f'{{"dtype":"{NAMES[dtype]}","shape":{sizes},"data_offsets":'
+
+
 def header(rows: Sequence[tuple[str, Piece]], padding: int = 0) -> bytes:
     """The length and the JSON, padded to eight bytes and by ``padding`` more."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at = 0
+    parts, at = ['{"__metadata__":{"format":"pt"}'], 0
     for key, piece in rows:
-        shape = list(piece.shape)
-        if piece.dtype == "float4_e2m1fn_x2":  # two values to an item
-            shape[-1:] = [2 * shape[-1]]
-        offsets = [at, at + piece.nbytes]
-        entries[key] = {"dtype": NAMES[piece.dtype], "shape": shape, "data_offsets": offsets}
-        at += piece.nbytes
+        end = at + piece.nbytes
+        parts.append(f"{_quoted(key)}:{_form(piece.dtype, piece.shape)}[{at},{end}]}}")
+        at = end
     try:
-        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text = (",".join(parts) + "}").encode()
     except UnicodeEncodeError:
         raise ApplyError(".safetensors cannot hold a key that is no valid text; write a .pth file") from None
     text += b" " * (-len(text) % 8 + padding)
     if len(text) > LARGEST_HEADER:
         size, most = len(text) / 1e6, LARGEST_HEADER / 1e6
+        keys = f"{len(rows):,} keys"
         raise ApplyError(
-            f"the header would take {size:.0f} MB, .safetensors allows {most:.0f}; "
-            "write several files: --max-shard-size 5GB"
+            f"the header for {keys} would take {size:,.0f} MB, and .safetensors allows {most:,.0f}. "
+            "Write several files with `ckptdoctor repair ... --max-shard-size 5GB` (in Python "
+            'max_shard_size="5GB"), or one .pth file'
         )
     return len(text).to_bytes(8, "little") + text

@@ -12,18 +12,16 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ckptdoctor.errors import ReadError
-from ckptdoctor.formats.blobs import Files, read_at
+from ckptdoctor.formats.blobs import Files
 from ckptdoctor.formats.checksum import crc32
+from ckptdoctor.formats.near import Near, read_whole
 from ckptdoctor.formats.parallel import MOST, in_threads
 from ckptdoctor.formats.source import corrupt
 from ckptdoctor.formats.tensors import Span
-from ckptdoctor.formats.words import show
 from ckptdoctor.writers import writeback
 from ckptdoctor.writers.pieces import Piece
 
 BLOCK = 1 << 18  # bytes: larger ones leave the cache, smaller ones cost system calls
-PAGE = 1 << 12
 EARLY = 32 << 20  # bytes: what is sent to the disk at once; below a quarter of it is left to the fsync
 
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
@@ -129,7 +127,7 @@ class _Writer:
         self._sent = offset  # up to here the disk has, or is getting it
         self._small = bytearray()
         self._large: memoryview | None = None
-        self._near = _Near(job.files)
+        self._near = Near(job.files)
 
     def write(self, data: bytes | memoryview) -> None:
         if len(data) >= BLOCK:
@@ -183,40 +181,3 @@ class _Writer:
             self._send()
         if self._job.on_bytes is not None:
             self._job.on_bytes(count)
-
-
-class _Near:
-    """Small pieces of a file: those that follow each other are read together, ever more of them at once."""
-
-    def __init__(self, files: Files) -> None:
-        self._files = files
-        self._path, self._at, self._data = "", 0, memoryview(b"")
-        self._ahead = PAGE
-
-    def read(self, path: str, offset: int, nbytes: int) -> memoryview:
-        """Those bytes, valid until the next call."""
-        start = offset - self._at
-        if start < 0 or start + nbytes > len(self._data) or path != self._path:
-            self._load(path, offset, nbytes)
-            start = 0
-        return self._data[start : start + nbytes]
-
-    def _load(self, path: str, offset: int, nbytes: int) -> None:
-        follows = path == self._path and 0 <= offset - self._at < len(self._data) + self._ahead
-        self._ahead = min(4 * self._ahead, BLOCK) if follows else PAGE
-        size = max(nbytes, self._ahead) if nbytes < BLOCK // 8 else nbytes
-        buffer, descriptor = memoryview(bytearray(size)), self._files.descriptor(path)
-        count = read_at(descriptor, buffer, offset, path)
-        if count < nbytes:
-            read_whole(descriptor, buffer[count:nbytes], offset + count, path)
-            count = nbytes
-        self._path, self._at, self._data = path, offset, buffer[:count]
-
-
-def read_whole(descriptor: int, into: memoryview, offset: int, path: str) -> None:
-    """Fill ``into`` with the bytes from ``offset`` on. Raises ReadError when there are fewer."""
-    while into:
-        count = read_at(descriptor, into, offset, path)
-        if not count:
-            raise ReadError(f"{show(path)}: became shorter since it was inspected; try again")
-        into, offset = into[count:], offset + count

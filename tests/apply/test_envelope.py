@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
+import enum
+import functools
 import pickle
+import random
+import re
+import uuid
 import zipfile
-from pathlib import Path
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -231,6 +241,101 @@ def test_a_training_goes_on_from_the_repaired_file(tmp_path: Path) -> None:
     moments = old["optimizer"]["state"]
     for at, parameter in enumerate(model.parameters()):
         assert torch.equal(optimizer.state[parameter]["exp_avg"], moments[at]["exp_avg"])
+
+
+class Phase(enum.Enum):
+    WARM = "warm"
+    COLD = (1, 2)
+
+
+@dataclasses.dataclass
+class Best:
+    score: float
+    path: Path
+
+
+class Scores(list):  # type: ignore[type-arg]
+    """A list with attributes."""
+
+
+def scores() -> Scores:
+    made = Scores([0.5, np.float32(0.25)])
+    made.best = Best(0.5, Path("runs/best.pth"))  # type: ignore[attr-defined]
+    return made
+
+
+# What trainings put beside their weights, each of a kind that is pickled in a way of its own.
+HARD: dict[str, Callable[[], Any]] = {
+    "path": lambda: {"out": Path("runs/a"), "pure": [PurePosixPath("/x/y")], Path("key"): 1},
+    "namespace": lambda: argparse.Namespace(lr=0.1, out=Path("x"), nested=argparse.Namespace(a=[1])),
+    "numpy scalars": lambda: [np.float64(0.1), np.float32(1), np.int64(-3), np.bool_(True), np.complex64(1j)],
+    "numpy times": lambda: [np.datetime64("2024-02-29T12:00"), np.timedelta64(5, "D"), np.str_("é")],
+    "numpy arrays": lambda: [np.arange(6).reshape(2, 3).T, np.array(["a", None], dtype=object), np.zeros((0, 2))],
+    "structured array": lambda: np.array([(1, 2.5)], dtype=[("n", "<i4"), ("x", ">f8")]),
+    "random states": lambda: [random.getstate(), np.random.RandomState(3).get_state()],
+    "times": lambda: [datetime(2024, 2, 29, tzinfo=UTC), timedelta(days=1, microseconds=3)],
+    "enum": lambda: {Phase.WARM: Phase.COLD, "again": [Phase.WARM]},
+    "dataclass": lambda: Best(0.5, Path("runs/best.pth")),
+    "containers": lambda: [
+        collections.deque([1, 2], 5), collections.Counter("aab"), {1, (2, 3)}, frozenset({"x"}), range(3, 9, 2),
+        bytearray(b"ab"), slice(1, None), collections.OrderedDict(b=1, a=2), ...,
+    ],
+    "a list with attributes": scores,
+    "numbers": lambda: [Decimal("0.10"), Fraction(1, 3), 2**80, -0.0, float("inf"), 1 - 2j],
+    "functions": lambda: [functools.partial(torch.optim.SGD, lr=0.1), torch.relu, len, Best, nn.Linear],
+    "words of torch": lambda: [torch.Size([2, 3]), torch.device("cuda:1"), torch.bfloat16, torch.strided],
+    "uuid": lambda: uuid.UUID(int=7),
+    "a pattern": lambda: re.compile("a.b", re.I),
+    "errors": lambda: ValueError("told", 3).args,
+    "deep": lambda: functools.reduce(lambda inner, _: [inner], range(200), Path("deep")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("kind", HARD)
+def test_what_trainings_put_beside_their_weights_is_equal(tmp_path: Path, kind: str, protocol: int) -> None:
+    state = {f"module.{k}": v for k, v in net().state_dict().items()}
+    value = HARD[kind]()
+    whole = {"before": value, "state_dict": state, "behind": [value, state["module.0.weight"]]}
+    torch.save(whole, tmp_path / "in.pth", pickle_protocol=protocol)
+    repaired(tmp_path / "in.pth", tmp_path / "out.pth", net())
+    old, new = (torch.load(tmp_path / f"{n}.pth", weights_only=False) for n in ("in", "out"))
+    for found in (old, new):
+        assert found["behind"][0] is found["before"], "one object"
+        assert pickle.dumps(found["before"], 5) == pickle.dumps(old["before"], 5)
+    same(old, new, (id(old["state_dict"]), id(new["state_dict"])))
+    assert new["behind"][1].data_ptr() == new["state_dict"]["0.weight"].data_ptr(), "shared as before"
+
+
+def test_everything_at_once_and_the_optimizer_shares_memory_with_the_model(tmp_path: Path) -> None:
+    """As in trainings that put the parameters themselves into the optimizer, and average in place."""
+    model = nn.DataParallel(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    state = model.state_dict(keep_vars=True)
+    first = state["module.0.weight"]
+    optimizer.state[first]["lookahead"] = first  # a parameter
+    optimizer.state[first]["part"] = first.detach()[1:3]  # a view of it
+    ema = {k: v if k.endswith("bias") else v.detach().clone() for k, v in state.items()}
+    rest = {kind: make() for kind, make in HARD.items()}
+    whole = {"state_dict": state, "optimizer": optimizer.state_dict(), "ema": {"shadow": ema}, "rest": rest}
+    torch.save(whole, tmp_path / "in.pth")
+    fresh = net()
+    plan = ckd.plan(fresh, tmp_path / "in.pth", decisions=["choose=state_dict"])
+    ckd.apply(plan, tmp_path / "in.pth", model=fresh, out=tmp_path / "out.pth", keep_envelope=True)
+    old, new = (torch.load(tmp_path / f"{n}.pth", weights_only=False) for n in ("in", "out"))
+    assert pickle.dumps(old["rest"]) == pickle.dumps(new["rest"]) and list(old) == list(new)
+    same(
+        {k: v for k, v in old.items() if k != "state_dict"},
+        {k: v for k, v in new.items() if k != "state_dict"},
+        (id(old["state_dict"]), id(new["state_dict"])),
+    )
+    weight, kept = new["state_dict"]["0.weight"], new["optimizer"]["state"][0]
+    assert kept["lookahead"].data_ptr() == weight.data_ptr() == kept["part"].data_ptr() - 3 * 4
+    assert new["ema"]["shadow"]["module.0.bias"].data_ptr() == new["state_dict"]["0.bias"].data_ptr()
+    fresh.load_state_dict(new["state_dict"])
+    torch.optim.SGD(fresh.parameters(), lr=0.1, momentum=0.9).load_state_dict(new["optimizer"])
 
 
 class Reordered(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickletools
+import re
 import subprocess
 import sys
 import zipfile
@@ -284,13 +285,36 @@ def test_tied_keys_share_a_shard_and_headers_never_grow_too_long(tmp_path: Path,
     assert sum(p.stat().st_size for p in tmp_path.glob("t-*")) < 5 * 2000 + 10 * 400, "written once"
     for module in (format, safetensors_file, shards):
         monkeypatch.setattr(module, "LARGEST_HEADER", 600)
-    with pytest.raises(ApplyError, match="write several files: --max-shard-size"):
+    with pytest.raises(ApplyError, match=r"header for 11 keys .* --max-shard-size 5GB"):
         write_contents(contents(state), tmp_path / "s.safetensors", Files())
     write_contents(contents(state), tmp_path / "s.safetensors", Files(), max_shard_size=10**9)
     names = sorted(p.name for p in tmp_path.glob("s-*"))
     assert len(names) > 2
     found = {k: v for n in names for k, v in load_file(tmp_path / n).items()}
     assert found.keys() == state.keys() and all(torch.equal(found[k], v) for k, v in state.items())
+
+
+def test_a_header_that_is_too_long_is_refused_with_the_flag_that_helps(
+    tmp_path: Path, ddp: Path, monkeypatch, capsys
+) -> None:
+    from ckptdoctor.cli import main
+    from ckptdoctor.formats import safetensors as format
+    from ckptdoctor.writers import safetensors_file, shards
+
+    for module in (format, safetensors_file, shards):
+        monkeypatch.setattr(module, "LARGEST_HEADER", 700)
+    torch.save(model().state_dict(), tmp_path / "reference.pth")
+    command = ["repair", str(tmp_path / "reference.pth"), str(ddp), "-o", str(tmp_path / "o.safetensors")]
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 2
+    (flag,) = re.findall(r"(--max-shard-size \w+)", capsys.readouterr().err)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ddp.pth", "reference.pth"]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, *flag.split()])
+    assert not stop.value.code
+    index = json.loads((tmp_path / "o.safetensors.index.json").read_text())["weight_map"]
+    assert index.keys() == model().state_dict().keys() and len(set(index.values())) > 1
 
 
 def test_a_failure_in_any_shard_leaves_none(tmp_path: Path, ddp: Path, monkeypatch) -> None:

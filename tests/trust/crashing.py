@@ -37,35 +37,51 @@ def in_child(function: Callable[[], None], words: Path | None = None) -> int:
 
 
 def picture(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() if p.is_file() else b"" for p in folder.iterdir()}
+    """Every file below the folder, by its path from there."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def lay(folder: Path, files: dict[str, bytes]) -> None:
+    """Write them."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
 
 
 def settled(folder: Path, operation: Operation, before: dict[str, bytes]) -> str:
     """Check the folder after an end of any kind: "old" or "new"."""
     now = picture(folder)
+    gone = {name for name in operation.removes if name not in now}
     for name, data in before.items():
-        if name != operation.out:
+        if name != operation.out and name not in gone:
             assert now[name] == data, f"{name} changed"
     left = set(now) - set(before) - {operation.out, *operation.beside}
-    assert all(name.startswith(".") and ".partial" in name for name in left), left
+    assert all(is_unfinished(name) for name in left), left
     if now.get(operation.out) == before.get(operation.out):
+        assert not gone, "removed before the new file was there"
         return "old"
     assert operation.complete(folder / operation.out), "neither the old file nor the new one"
     return "new"
 
 
+def is_unfinished(name: str) -> bool:
+    last = name.rpartition("/")[2]
+    return last.startswith(".") and ".partial" in last
+
+
 def reset(folder: Path, before: dict[str, bytes], operation: Operation) -> None:
     """As before, but for what a killed process left."""
-    left = operation.beside if not (folder / operation.out).exists() else ()
-    for path in folder.iterdir():
-        if path.name not in before and ".partial" not in path.name and path.name not in left:
-            path.unlink()
-    for name, data in before.items():
-        (folder / name).write_bytes(data)
+    now = picture(folder)
+    left = operation.beside if now.get(operation.out) == before.get(operation.out) else ()
+    for name in now:
+        if name not in before and ".partial" not in name and name not in left:
+            (folder / name).unlink()
+    lay(folder, before)
 
 
 def finish(folder: Path, operation: Operation, before: dict[str, bytes]) -> None:
     """The next run succeeds, and no leftover of an earlier one stays."""
     assert in_child(lambda: operation.run(folder)) == 0
     assert settled(folder, operation, before) == "new"
-    assert not [p.name for p in folder.iterdir() if ".partial" in p.name]
+    now = picture(folder)
+    assert not [name for name in now if ".partial" in name or name in operation.removes]

@@ -6,8 +6,12 @@ the file is complete. It must be repeatable.
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +110,39 @@ def lock(folder: Path) -> None:
     write_text(folder / "net.tree", write_tree(snapshot(Net())))
 
 
+@cache
+def older() -> dict[str, bytes]:
+    """What two earlier epochs saved."""
+    from ckptdoctor import save_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        for epoch in (1, 2):
+            save_checkpoint(Path(folder, "last_{epoch}.pth"), *trained(), epoch=epoch)
+        return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+
+
+@cache
+def project() -> dict[str, bytes]:
+    """A project whose model was renamed since its release, with the tree of the new one locked."""
+    from ckptdoctor.contract.write import write_locks
+
+    life = Path(__file__).parents[2] / "fixtures" / "lifecycle"
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (life / "start", life / "prs" / "renamed"):
+            shutil.copytree(part, folder, dirs_exist_ok=True)
+        write_locks(Path(folder))
+        shutil.rmtree(Path(folder, ".ckptdoctor_cache"))
+        return {
+            p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()
+        }
+
+
+def migrate(folder: Path) -> None:
+    """The migration that is missing; the model itself is built by the first run of a test alone."""
+    with contextlib.chdir(folder):
+        command("migrate", "--write")(folder)
+
+
 def holds(path: Path, seed: int = 1) -> bool:
     """Whether the file is exactly the state dict that it should be."""
     from safetensors.torch import load_file
@@ -173,16 +210,36 @@ def tree(path: Path) -> bool:
     return read_tree(path.read_text(), "net.tree").digest == snapshot(Net()).digest
 
 
+def migrated(head: Path) -> bool:
+    """The release loads by the migrations, which end in this head."""
+    from ckptdoctor.contract import check_project
+
+    report = check_project(head.parents[3], build=False)
+    return not report.diagnostics and [row.verdict for row in report.rows] == ["migratable"]
+
+
 @dataclass(frozen=True)
 class Operation:
-    """``run(folder)`` makes ``out`` from the files of ``prepare``; ``beside`` it others, without which ``out`` is nothing."""
+    """``run(folder)`` makes ``out`` from the files of ``prepare`` and of ``inputs``, by their paths.
+
+    ``beside`` it others, without which ``out`` is nothing; then those of ``removes`` are removed.
+    """
 
     run: Callable[[Path], None]
     out: str
     complete: Callable[[Path], bool] = holds
     beside: tuple[str, ...] = ()
+    removes: tuple[str, ...] = ()
+    inputs: Callable[[], dict[str, bytes]] = dict
+    replaces: bool = True  # an ``out`` that is there
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """All that is there afterwards and was not before."""
+        return (self.out, *self.beside)
 
 
+MIGRATIONS = "ckpt/migrations/net"
 SHARDS = tuple(f"out-0000{n}-of-00002.safetensors" for n in (1, 2))
 
 OPERATIONS: dict[str, Operation] = {
@@ -195,13 +252,17 @@ OPERATIONS: dict[str, Operation] = {
         command(
             "repair", "@reference.pth", "@in.pth", "-o", "@out.safetensors", "--max-shard-size", "4800"
         ),
-        "out.safetensors.index.json", sharded, SHARDS,
+        "out.safetensors.index.json", sharded, SHARDS, replaces=False,
     ),
     "apply": Operation(command("apply", "@plan.toml", "@in.pth", "-o", "@out.pth"), "out.pth"),
     "apply over the input": Operation(over_the_input, "in.pth"),
     "save_checkpoint": Operation(saving("last.pth", epoch=3), "last.pth", resumable),
     "save_checkpoint in the background": Operation(
         saving("last.pth", epoch=3, asynchronous=True), "last.pth", resumable
+    ),
+    "save_checkpoint that removes older files": Operation(
+        saving("last_{epoch}.pth", epoch=3, keep=1), "last_3.pth", resumable,
+        removes=("last_1.pth", "last_2.pth"), inputs=older,
     ),
     "save_checkpoint to .safetensors": Operation(saving("last.safetensors"), "last.safetensors"),
     "strip": Operation(command("strip", "@in.pth", "-o", "@out.pth"), "out.pth"),
@@ -215,4 +276,7 @@ OPERATIONS: dict[str, Operation] = {
         "found.json", report,
     ),
     "lock": Operation(lock, "net.tree", tree),
+    "migrate --write": Operation(
+        migrate, f"{MIGRATIONS}/head", migrated, (f"{MIGRATIONS}/0001-stages.toml",), inputs=project
+    ),
 }  # fmt: skip

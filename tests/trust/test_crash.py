@@ -25,7 +25,7 @@ import torch
 import ckptdoctor
 from ckptdoctor.errors import ApplyError, CkptDoctorError
 from ckptdoctor.testing.judging import _picture
-from tests.trust.crashing import finish, in_child, picture, reset, settled
+from tests.trust.crashing import finish, in_child, lay, picture, reset, settled
 from tests.trust.faults import Failing, install, killing
 from tests.trust.operations import OPERATIONS, Net, Operation, command, holds, prepare, values
 
@@ -41,11 +41,13 @@ def folder(tmp_path: Path, operation: Operation) -> Path:
     place = tmp_path / "place"
     place.mkdir()
     prepare(place)
+    lay(place, operation.inputs())
     operation.run(place)
-    for name in (operation.out, *operation.beside):
+    for name in operation.makes:
         (place / name).unlink()
     prepare(place)
-    if operation.out != "in.pth" and not operation.beside:
+    lay(place, operation.inputs())
+    if operation.out != "in.pth" and operation.replaces:
         (place / operation.out).write_bytes(b"the old file")
     return place
 
@@ -90,12 +92,12 @@ def test_an_error_at_every_call_that_touches_the_disk(
         status, text = in_child(run, words), words.read_text()
         assert os.WIFEXITED(status), "an error, not the end of the process"
         end = settled(folder, operation, before)
-        left = [p.name for p in folder.iterdir() if ".partial" in p.name or p.name in operation.beside]
+        left = [name for name in picture(folder) if ".partial" in name or name in operation.beside]
         if text.endswith("not fired\n"):
             break
         points += 1
         if status:
-            assert any(name in text for name in (*before, operation.out.split(".")[0])), text
+            assert any(name in text for name in (*before, *(n.split(".")[0] for n in operation.makes))), text
             assert os.strerror(getattr(errno, error)) in text, text
             assert "Traceback" not in text and "internal error" not in text, text
             assert end == "old" or "is written" in text, text
@@ -129,8 +131,7 @@ def test_a_disk_that_is_full(operation: Operation, folder: Path, pages: int, tmp
     def run() -> None:
         room = sum(-(-len(d) // 4096) * 4096 for d in inputs.values()) + 4096 * pages
         if on_a_small_disk(folder, room):
-            for name, data in inputs.items():
-                (folder / name).write_bytes(data)
+            lay(folder, inputs)
         else:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (2048 * pages, 2048 * pages))
@@ -140,14 +141,14 @@ def test_a_disk_that_is_full(operation: Operation, folder: Path, pages: int, tmp
             operation.run(folder)
         finally:
             end = settled(folder, operation, inputs)
-            print(f"[{end}, {len(list(folder.iterdir())) - len(inputs)} more]")
+            print(f"[{end}, {len(picture(folder)) - len(inputs)} more]")
 
     status = in_child(run, words)
     text = words.read_text()
     if status:
         assert "[old, 0 more]" in text, text
         assert any(os.strerror(e) in text for e in (errno.ENOSPC, errno.EFBIG)), text
-        assert "make room" in text and operation.out.split(".")[0] in text, text
+        assert "make room" in text and any(n.split(".")[0] in text for n in operation.makes), text
     else:
         assert "[new" in text, text
     assert status or pages, "there was no room at all"
@@ -157,7 +158,7 @@ def test_a_disk_that_is_full(operation: Operation, folder: Path, pages: int, tmp
 def test_stopped_at_any_byte_of_the_file(folder: Path, operation: Operation, how: str) -> None:
     before = picture(folder)
     assert in_child(lambda: operation.run(folder)) == 0
-    size = max((folder / name).stat().st_size for name in (operation.out, *operation.beside))
+    size = max((folder / name).stat().st_size for name in operation.makes)
     reset(folder, before, operation)
     places = sorted({0, 1, 64, size - 1, *range(0, size, max(1, size // 6))})
 
@@ -199,7 +200,9 @@ def test_killed_at_random_moments(folder: Path, operation: Operation) -> None:
 
 def test_a_folder_that_cannot_be_written_to(folder: Path, operation: Operation) -> None:
     before = picture(folder)
-    folder.chmod(0o555)
+    places = [folder, *(p for p in folder.rglob("*") if p.is_dir())]
+    for place in places:
+        place.chmod(0o555)
     try:
 
         def run() -> None:
@@ -214,12 +217,13 @@ def test_a_folder_that_cannot_be_written_to(folder: Path, operation: Operation) 
         assert os.WIFEXITED(in_child(run))
         assert picture(folder) == before
     finally:
-        folder.chmod(0o755)
+        for place in places:
+            place.chmod(0o755)
 
 
 def test_a_file_in_use_keeps_its_bytes_for_those_who_have_it_open(folder: Path, operation: Operation) -> None:
     before = picture(folder)
-    if operation.beside:  # several files replace nothing
+    if not operation.replaces:  # several files replace nothing
         before[operation.out] = b"the old file"
         (folder / operation.out).write_bytes(b"the old file")
         assert in_child(lambda: operation.run(folder)) != 0
