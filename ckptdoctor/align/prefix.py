@@ -17,24 +17,22 @@ _MOST_IN_LARGE = 6
 
 @dataclass
 class Canonical:
-    """Canonical name -> the keys that have it, for one side."""
+    """Canonical name -> the first key that has it, for one side; and all keys where there are several."""
 
-    names: dict[str, list[str]]
+    names: dict[str, str]
     duplicates: dict[str, list[str]] = field(default_factory=dict)
 
 
 def canonical(keys: Iterable[str]) -> Canonical:
     """Names without wrapper segments; several keys may fall together (reported, never merged)."""
-    names: dict[str, list[str]] = {}
-    several: set[str] = set()
+    found: dict[str, str] = {}
+    several: dict[str, list[str]] = {}
     for key in keys:
         name = strip_key(key)
-        if name in names:
-            names[name].append(key)
-            several.add(name)
-        else:
-            names[name] = [key]
-    return Canonical(names, {n: names[n] for n in names if n in several} if several else {})
+        first = found.setdefault(name, key)
+        if first is not key:
+            several.setdefault(name, [first]).append(key)
+    return Canonical(found, {n: several[n] for n in found if n in several} if several else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +147,11 @@ def relative_name(name: str, prefix: str) -> str:
     if name.startswith(prefix + "."):
         return name[len(prefix) + 1 :]
     return "~." + name
+
+
+def relative_names(names: dict[str, str], prefix: str) -> dict[str, str]:
+    """The same dict with names below the prefix."""
+    return {relative_name(n, prefix): k for n, k in names.items()} if prefix else names
 
 
 def strips_of(keys: Iterable[str], base: Base) -> tuple[Strip, ...]:
