@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align.evidence import EXCLUDED, MARGIN, Score, score
+from ckptdoctor.align.evidence import EXCLUDED, MARGIN, Score, Scorer
 from ckptdoctor.align.reporter import Reporter
 from ckptdoctor.align.sides import Side, followed, prepare
 from ckptdoctor.align.solve import Known, Solution, solve
@@ -239,9 +239,10 @@ def _edges(a: Side, b: Side) -> dict[tuple[int, int], Score]:
     for unit in a.units:
         by_class[unit.key].units.append(unit)
     found: dict[tuple[int, int], Score] = {}
+    scorer = Scorer(a, b)
     for v in b.units:
         for u in by_class[v.key].candidates(v) if v.key in by_class else ():
-            s = score(a, u, b, v)
+            s = scorer.score(u, v)
             if s is not None:
                 found[u.index, v.index] = s
     return found

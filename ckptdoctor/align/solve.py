@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from heapq import heapify, heappop, heappush
 
 Edges = Mapping[tuple[int, int], float]
@@ -22,11 +23,21 @@ _SLACK = 1.0
 
 @dataclass(frozen=True)
 class Solution:
-    """``pairs`` source -> target; ``loss`` of the best alternative without the pair; ``rivals``."""
+    """``pairs`` source -> target; ``loss`` of the best alternative without the pair; a target's ``rivals``."""
 
     pairs: dict[int, int] = field(default_factory=dict)
     loss: dict[int, float] = field(default_factory=dict)  # by source id
-    rivals: dict[int, list[tuple[int, float]]] = field(default_factory=dict)  # target -> [(source, score)]
+    edges: Edges = field(default_factory=dict)  # those that might have been
+
+    @cached_property
+    def rivals(self) -> dict[int, list[tuple[int, float]]]:
+        """Target -> ``(source, score)``, the best first."""
+        found: dict[int, list[tuple[int, float]]] = {}
+        for (s, t), score in self.edges.items():
+            found.setdefault(t, []).append((s, score))
+        for rows in found.values():
+            rows.sort(key=lambda row: -row[1])
+        return found
 
 
 Known = dict[tuple[tuple[tuple[int, int], float], ...], Solution]
@@ -38,7 +49,7 @@ def solve(edges: Edges, null: float, cut: float = 5.0, known: Known | None = Non
     ``known`` keeps what was found for a part of the edges, for later calls with the same ``null``.
     """
     kept = _prune(edges, cut)
-    solution, known = Solution(), {} if known is None else known
+    solution, known = Solution(edges=kept), {} if known is None else known
     for component in _components(kept):
         entries = tuple(component.items())
         if entries not in known:
@@ -46,37 +57,41 @@ def solve(edges: Edges, null: float, cut: float = 5.0, known: Known | None = Non
             _solve_component(component, null, part)
         solution.pairs.update(known[entries].pairs)
         solution.loss.update(known[entries].loss)
-    for (s, t), score in kept.items():
-        solution.rivals.setdefault(t, []).append((s, score))
-    for rows in solution.rivals.values():
-        rows.sort(key=lambda row: -row[1])
     return solution
 
 
 def _prune(edges: Edges, cut: float) -> dict[tuple[int, int], float]:
-    best_s: dict[int, float] = defaultdict(lambda: -_BIG)
-    best_t: dict[int, float] = defaultdict(lambda: -_BIG)
+    best_s: dict[int, float] = {}
+    best_t: dict[int, float] = {}
     for (s, t), score in edges.items():
-        best_s[s] = max(best_s[s], score)
-        best_t[t] = max(best_t[t], score)
+        if score > best_s.get(s, -_BIG):
+            best_s[s] = score
+        if score > best_t.get(t, -_BIG):
+            best_t[t] = score
     return {(s, t): v for (s, t), v in edges.items() if v > best_s[s] - cut or v > best_t[t] - cut}
 
 
 def _components(edges: Edges) -> list[dict[tuple[int, int], float]]:
-    parent: dict[tuple[str, int], tuple[str, int]] = {}
-
-    def find(x: tuple[str, int]) -> tuple[str, int]:
-        while parent.setdefault(x, x) != x:
-            parent[x] = parent[parent[x]]
-            x = parent[x]
-        return x
-
+    by_s: dict[int, list[int]] = defaultdict(list)
+    by_t: dict[int, list[int]] = defaultdict(list)
     for s, t in edges:
-        parent[find(("s", s))] = find(("t", t))
-    groups: dict[tuple[str, int], dict[tuple[int, int], float]] = defaultdict(dict)
+        by_s[s].append(t)
+        by_t[t].append(s)
+    part: dict[int, int] = {}  # of a source
+    count = 0
+    for first in by_s:
+        reached = [] if first in part else [first]
+        count += len(reached)
+        while reached:
+            s = reached.pop()
+            if s not in part:
+                part[s] = count - 1
+                for t in by_s[s]:
+                    reached += by_t.pop(t, ())
+    groups: list[dict[tuple[int, int], float]] = [{} for _ in range(count)]
     for (s, t), score in edges.items():
-        groups[find(("s", s))][s, t] = score
-    return list(groups.values())
+        groups[part[s]][s, t] = score
+    return groups
 
 
 def _solve_component(edges: Edges, null: float, out: Solution) -> None:
