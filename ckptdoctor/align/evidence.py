@@ -46,7 +46,7 @@ class _Likeness(NamedTuple):
 
 
 class Scorer:
-    """Scores pairs of units of two sides; what does not hang on their places is found once for equal units."""
+    """Scores pairs of units of two sides; what does not hang on places is found once for equal units."""
 
     def __init__(self, a: Side, b: Side) -> None:
         self.a = a

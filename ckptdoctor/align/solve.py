@@ -23,7 +23,7 @@ _SLACK = 1.0
 
 @dataclass(frozen=True)
 class Solution:
-    """``pairs`` source -> target; ``loss`` of the best alternative without the pair; a target's ``rivals``."""
+    """``pairs`` source -> target; ``loss`` of the best alternative without each; a target's ``rivals``."""
 
     pairs: dict[int, int] = field(default_factory=dict)
     loss: dict[int, float] = field(default_factory=dict)  # by source id
