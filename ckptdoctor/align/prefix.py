@@ -99,14 +99,23 @@ def _agreeing(names: Mapping[str, Shape], prefix: str, others: Mapping[str, Shap
 
 def _prefixes(names: Iterable[str], most: int) -> list[str]:
     """The prefixes of up to four segments with most below them."""
-    sizes: Counter[str] = Counter()
+    # Counted by the longest first: there are few of them, and what is above them follows.
+    longest: Counter[str] = Counter()
     for name in names:
-        at = name.find(".")
+        at, after = -1, name.find(".")
         for _ in range(4):
-            if at < 0:
+            if after < 0:
                 break
-            sizes[name[:at]] += 1
-            at = name.find(".", at + 1)
+            at, after = after, name.find(".", after + 1)
+        if at >= 0:
+            longest[name[:at]] += 1
+    sizes: Counter[str] = Counter()
+    for prefix, n in longest.items():
+        at = prefix.find(".")
+        while at >= 0:
+            sizes[prefix[:at]] += n
+            at = prefix.find(".", at + 1)
+        sizes[prefix] += n
     return [p for p, n in sizes.most_common(most) if n > 1]
 
 
