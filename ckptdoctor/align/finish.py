@@ -104,13 +104,13 @@ def _open_leaf(state: State, dst: Leaf, candidates: Sequence[Leaf]) -> None:
 
 def leftovers(state: State) -> None:
     """Derived buffers that the checkpoint has, under the same name or another."""
-    if not state.target_names:
+    open_ = [(n, k) for n, k in state.target_names.items() if k not in state.matches]
+    derived = [(n, k) for n, k in open_ if k not in state.followers and is_derived(n)]
+    if not derived:
         return
     used = {s for m in state.matches.values() for s in m.sources}
     homes = _homes(state)
-    for name, key in state.target_names.items():
-        if key in state.matches or key in state.followers or not is_derived(name):
-            continue
+    for name, key in derived:
         mine = state.source_names.get(name)
         if mine is None:
             parent, _, leaf = key.rpartition(".")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Pairs = list[tuple[Unit, Unit]]
 _FUSED = ("qkv", "kv")
+_TURNED = ("q", "k", "qkv")
 
 
 def invisible(state: State) -> None:
@@ -98,9 +99,10 @@ def _rotary_warning(state: State, pairs: Pairs) -> None:
         return
     spoken = {t for q in state.questions for t in q.targets}
     for u, v in pairs:
-        part = values_of(v).get("part")
+        if v.name.form.values.get("part") not in _TURNED:
+            continue
         weight = v.leaves.get("weight")
-        if part not in ("q", "k", "qkv") or weight is None or _raw(u) == _raw(v):
+        if values_of(v).get("part") not in _TURNED or weight is None or _raw(u) == _raw(v):
             continue
         key = state.target_names[weight.keys[0]]
         if key not in spoken and not is_declared(state.matches[key]):
@@ -181,7 +183,7 @@ def _rotary_crossed(u: Unit, v: Unit) -> bool:
 
 def _has_positions(state: State) -> bool:
     """A learned position table speaks against rotary embeddings."""
-    return any(values_of(u).get("table") == "pos" for u in state.targets)
+    return any(u.name.form.values.get("table") == "pos" for u in state.targets)
 
 
 def _flatten_warnings(state: State, pairs: Pairs) -> None:

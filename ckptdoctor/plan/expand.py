@@ -107,7 +107,7 @@ class _Expander:
         return PlanError(f"{where}: {text}")
 
     def fill(self, fill: Fill, step: int | None) -> None:
-        if fill.target not in self.target:
+        if fill.target not in self.target.specs:
             raise self.fail(
                 step, f"the model has no key {some([fill.target])}, which {some(fill.sources)} would fill"
             )
