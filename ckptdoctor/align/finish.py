@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align import folds, unexpected
@@ -168,7 +169,8 @@ def account(state: State) -> None:
             derived = is_derived(key) and not _module_open(state, key)
             why = ("the model computes this buffer itself",) if derived else ()
             state.matches[key] = Match(key, "kept" if derived else "missing", evidence=why)
-    state.matches = {k: state.matches[k] for k in state.target.specs}
+    if len(state.matches) > len(state.target) or not all(map(is_, state.matches, state.target.specs)):
+        state.matches = {k: state.matches[k] for k in state.target.specs}
     used = {s for m in state.matches.values() for s in m.sources}
     asked = {s for m in state.matches.values() for c in m.choices for s in c.sources}
     lonely = [k for k in state.source.specs if k not in used and k not in state.unused]
