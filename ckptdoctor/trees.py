@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 from ckptdoctor.facts import Fact
 
@@ -24,6 +24,13 @@ DTYPE_SIZES: dict[str, int] = {
     "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
     "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1,
 }  # fmt: skip
+
+
+_ROWS = 10_000  # of a digest's text at a time
+
+
+def _json(rows: list[Any]) -> bytes:
+    return json.dumps(rows, separators=(",", ":"), ensure_ascii=True).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +107,20 @@ class ParamTree:
         return tuple(tuple(g) for g in groups.values() if len(g) > 1)
 
     @cached_property
+    def dtypes(self) -> frozenset[str]:
+        """All dtypes of the tensors."""
+        return frozenset([s.dtype for s in self.specs.values()])
+
+    @cached_property
     def digest(self) -> str:
         """``sha256:...`` of keys, shapes, dtypes and ties; key order, device and container do not count."""
-        rows = [[k, list(s.shape), s.dtype] for k, s in sorted(self.specs.items())]
-        ties = sorted(sorted(g) for g in self.ties)
-        text = json.dumps([rows, ties], separators=(",", ":"), ensure_ascii=True)
-        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        # The text of `[[[key, shape, dtype], ...], ties]`, a part at a time: it is as large as the tree.
+        made, keys = hashlib.sha256(b"[["), sorted(self.specs)
+        for at in range(0, len(keys), _ROWS):
+            specs = ((k, self.specs[k]) for k in keys[at : at + _ROWS])
+            made.update((b"," if at else b"") + _json([[k, list(s.shape), s.dtype] for k, s in specs])[1:-1])
+        made.update(b"]," + _json(sorted(sorted(g) for g in self.ties)) + b"]")
+        return "sha256:" + made.hexdigest()
 
     def subset(self, keys: Iterable[str]) -> ParamTree:
         """The same tree with these keys only."""

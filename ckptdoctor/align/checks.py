@@ -184,10 +184,12 @@ def _equal_shaped(state: State, pairs: list[tuple[Unit, Unit]]) -> list[str]:
 
 def namesakes(state: State) -> None:
     """A module of the model is left out although what has its name and shapes fills another module."""
+    free = {_own_name(v): v for v in state.targets if v.index not in state.matching.certain}
+    if not free:
+        return
     sources = {u.index: u for u in state.sources}
     targets = {u.index: u for u in state.targets}
     names_s, names_t = (Counter(_own_name(u) for u in units) for units in (state.sources, state.targets))
-    free = {_own_name(v): v for v in state.targets if v.index not in state.matching.certain}
     for t, s in state.matching.certain.items():
         name = _own_name(sources[s])
         left = free.get(name)
@@ -354,7 +356,7 @@ def adapters(state: State) -> None:
                 below[parent].append(unit.path)
     touched: list[str] = []
     extra: set[str] = set()
-    for t, s in state.matching.certain.items():
+    for t, s in state.matching.certain.items() if below else ():
         unit, source = targets[t], sources[s]
         inner = below.get(unit.path) or (below.get(source.path) if not source.bare else None)
         if inner and "running_mean" not in unit.leaves:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align.model import Match, Status
@@ -103,6 +104,8 @@ def _sources(state: State, key: str, decision: Decision) -> tuple[str, ...]:
 
 def answered(state: State) -> None:
     """Questions about keys that a person has settled are closed."""
+    if not state.questions:
+        return
     done = {k for k, m in state.matches.items() if is_declared(m)}
     open_ = []
     for question in state.questions:
@@ -114,4 +117,9 @@ def answered(state: State) -> None:
 
 def is_declared(match: Match) -> bool:
     """Whether a person (or the project's settings) said so."""
-    return any(e.startswith("declared:") for e in match.evidence)
+    return _says_declared(match.evidence)
+
+
+@lru_cache(maxsize=4096)
+def _says_declared(evidence: tuple[str, ...]) -> bool:
+    return any(e.startswith("declared:") for e in evidence)

@@ -21,7 +21,8 @@ PACKS: dict[str, tuple[str, tuple[str, ...]]] = {
 def fused_units(units: Sequence[Unit], pack: str) -> list[Unit]:
     """Units whose name says that they hold the whole pack."""
     group = PACKS[pack][0]
-    return [u for u in units if values_of(u).get(group) == pack and "weight" in u.leaves]
+    named = (u for u in units if u.name.form.values.get(group) == pack)  # a cheap first look
+    return [u for u in named if values_of(u).get(group) == pack and "weight" in u.leaves]
 
 
 def part_sets(units: Sequence[Unit], pack: str) -> list[list[Unit]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align.checks import take_back
@@ -25,13 +26,18 @@ _NUMBER = re.compile(r"\d+")
 def crossed(state: State) -> None:
     """Take back what fills another module than the one of its own name, if both fit either way."""
     claims = state.claims = _claims(state)
-    shapes = {t: state.target[m.target].shape for t, (_, m) in claims.items()}
+    known = {segment for target in claims for segment in target}
     swaps: dict[Path, Path] = {}
-    for target, (source, _) in claims.items():
-        other = _own_place(source, target) or target
-        alike = other != target and other in claims and shapes[other] == shapes[target]
-        if alike and not _counted_on(source, target, claims[other][0], other):
+    for target, (source, match) in claims.items():
+        other = _own_place(source, target, known) or target
+        if other == target or other not in claims:
+            continue
+        from_, theirs = claims[other]
+        alike = state.target[theirs.target].shape == state.target[match.target].shape
+        if alike and not _counted_on(source, target, from_, other):
             swaps[target] = other
+    if not swaps:
+        return
     modules: dict[Path, list[Path]] = defaultdict(list)
     for target in claims:
         modules[target[:-1]].append(target)
@@ -49,6 +55,9 @@ def torn(state: State) -> None:
     state.claims = None
     blocks = ((t, _block(t), _block(s)) for t, (s, _) in claims.items())
     rows = {t: (here, there) for t, here, there in blocks if here and there}
+    first: dict[Path, Path] = {}
+    if all(first.setdefault(here, there) == there for here, there in rows.values()):
+        return  # each block comes from one
     votes: dict[Path, Counter[Path]] = defaultdict(Counter)
     for here, there in rows.values():
         votes[here][there] += 1
@@ -97,10 +106,10 @@ def _tail(source: Path, target: Path) -> int:
     return n
 
 
-def _own_place(source: Path, target: Path) -> Path | None:
-    """Beside the target, what is called like the source."""
+def _own_place(source: Path, target: Path, known: Collection[str]) -> Path | None:
+    """Beside the target, what is called like the source, if the model has a word like that."""
     n = _tail(source, target)
-    if not 0 < n < min(len(source), len(target)):
+    if not 0 < n < min(len(source), len(target)) or source[-n - 1] not in known:
         return None
     return (*target[: -n - 1], *source[-n - 1 :])
 

@@ -7,7 +7,7 @@ not repeat alike, the keys whose layout it knows to differ are never claimed by 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from ckptdoctor.align import facts
 from ckptdoctor.align.chosen import is_declared
 from ckptdoctor.align.expressions import UnevenError, UnknownValueError, names_in, substitute
 from ckptdoctor.align.model import Choice, Match, Question
+from ckptdoctor.align.prefix import Canonical, canonical
 from ckptdoctor.align.quantities import Values, facts_behind, solve_values, sufficient
 from ckptdoctor.align.recipe import Family, Pairing, Recipe, both_ways
 from ckptdoctor.decisions import fact_of
@@ -24,7 +25,6 @@ from ckptdoctor.keys.capture import Binding, capture
 from ckptdoctor.keys.names import skeleton
 from ckptdoctor.keys.rules import FirstMatch
 from ckptdoctor.trees import ParamTree
-from ckptdoctor.wrappers import strip_key
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
@@ -144,9 +144,9 @@ def _sharing(pairs: Sequence[Pairing]) -> list[list[Pairing]]:
     return list({id(group): group for group in groups.values()}.values())
 
 
-def named(tree: ParamTree, keys: Iterable[str]) -> Names:
-    """Names of the open keys of a tree."""
-    return Names(tree, {strip_key(k): k for k in keys})
+def named(tree: ParamTree, found: Canonical) -> Names:
+    """Names of the open keys of a tree; of several keys of one name the last."""
+    return Names(tree, {**found.names, **{n: keys[-1] for n, keys in found.duplicates.items()}})
 
 
 @dataclass
@@ -220,17 +220,17 @@ class Crossing:
         ]
 
 
+def both_canonical(state: State) -> tuple[Canonical, Canonical]:
+    """What is open on both sides, by name."""
+    return canonical(facts.open_source(state)), canonical(facts.open_target(state))
+
+
 def cross(state: State) -> None:
     """Claim what a recipe explains; note the keys that must not be claimed without it."""
-    source, target = (
-        named(tree, keys)
-        for tree, keys in (
-            (state.source, facts.open_source(state)),
-            (state.target, facts.open_target(state)),
-        )
-    )
-    if target.keys.keys() <= source.keys.keys():
+    state.canonical = mine, theirs = both_canonical(state)
+    if theirs.names.keys() <= mine.names.keys():
         return
+    source, target = named(state.source, mine), named(state.target, theirs)
     found = list(_crossings(source, target))
     whole: list[Crossing] = []
     for crossing in found:
@@ -239,6 +239,8 @@ def cross(state: State) -> None:
             values.known.clear()
         (whole if crossing.work_out(values) else state.suspects).append(crossing)
     _settle(state, whole)
+    if whole:
+        state.canonical = both_canonical(state)
 
 
 def _disputed(state: State, recipe: Recipe) -> list[str]:

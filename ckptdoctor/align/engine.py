@@ -28,7 +28,7 @@ from ckptdoctor.align.matcher import Matching, match_units
 from ckptdoctor.align.model import Alignment, Match, Question, Unused
 from ckptdoctor.align.names import is_derived, is_training_state, table
 from ckptdoctor.align.orient import Pair, decide, make_pairs
-from ckptdoctor.align.prefix import Base, canonical, find_base, relative_name
+from ckptdoctor.align.prefix import Base, Canonical, find_base, relative_name, relative_names
 from ckptdoctor.align.reporter import Reporter
 from ckptdoctor.align.rest import second_chances
 from ckptdoctor.align.units import OPTIONAL_ROLES, Unit, build_units
@@ -62,6 +62,7 @@ class State:
     crossed: tuple[str, ...] = ()  # recipes that explained their part of both trees
     folds: dict[str, list[str]] = field(default_factory=dict)  # reparametrisation -> model keys
     suspects: list[Crossing] = field(default_factory=list)  # those whose names fit and no more
+    canonical: tuple[Canonical, Canonical] = field(default_factory=lambda: (Canonical({}), Canonical({})))
     claims: Claims | None = None  # as long as they hold
     reporter: Reporter = field(default_factory=Reporter)
 
@@ -82,19 +83,24 @@ def run(
 
 def to_one_space(state: State) -> None:
     """Wrapper segments and base prefixes off; tied followers aside."""
-    mine, theirs = canonical(facts.open_source(state)), canonical(facts.open_target(state))
+    mine, theirs = state.canonical
     state.duplicates = mine.duplicates
-    names_t = {n: ks[0] for n, ks in theirs.names.items()}
+    names_s, names_t = mine.names, theirs.names
     if theirs.duplicates:
         names_t = {k: k for k in facts.open_target(state)}
-    names_s = {n: ks[-1] if n in names_t and n in ks else ks[0] for n, ks in mine.names.items()}
+    names_s |= {n: ks[-1] for n, ks in mine.duplicates.items() if n in names_t and n in ks}
     specs_s, specs_t = state.source.specs, state.target.specs
-    shapes_s = {n: specs_s[k].shape for n, k in names_s.items()}
-    shapes_t = {n: specs_t[k].shape for n, k in names_t.items()}
     # Nothing is to be found, and it would take long, where all names and shapes agree already.
-    state.base = Base("", "", len(shapes_t)) if shapes_s == shapes_t else find_base(shapes_s, shapes_t)
-    state.source_names = {relative_name(n, state.base.source): k for n, k in names_s.items()}
-    state.target_names = {relative_name(n, state.base.target): k for n, k in names_t.items()}
+    same = len(names_s) == len(names_t) and all(
+        n in names_s and specs_s[names_s[n]].shape == specs_t[k].shape for n, k in names_t.items()
+    )
+    if same:
+        state.base = Base("", "", len(names_t))
+    else:
+        shapes_s = {n: specs_s[k].shape for n, k in names_s.items()}
+        state.base = find_base(shapes_s, {n: specs_t[k].shape for n, k in names_t.items()})
+    state.source_names = relative_names(names_s, state.base.source)
+    state.target_names = relative_names(names_t, state.base.target)
     state.followers = finish.followers(state)
 
 

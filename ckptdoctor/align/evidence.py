@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckptdoctor.align.names import Token
-from ckptdoctor.align.sides import Side
+from ckptdoctor.align.sides import Side, last_word
 from ckptdoctor.align.units import Unit
 
 # One scale for all evidence; a pair is safe when the best alternative loses by MARGIN.
@@ -33,32 +34,60 @@ class Score:
     reasons: tuple[str, ...]
 
 
-def score(a: Side, u: Unit, b: Side, v: Unit) -> Score | None:
-    """How well source unit ``u`` explains target unit ``v``; None when roles forbid it."""
-    reasons: list[str] = []
-    total = 0.0
-    if u.path == v.path and _same_numbering(a, b, u):
-        total += EXACT
-        reasons.append("same name")
-    words = _word_score(a.bags[u.index], b.bags[v.index])
-    total += words
-    last_u, last_v = u.path.rpartition(".")[2], v.path.rpartition(".")[2]
-    if last_u == last_v and not last_u.isdigit():
-        total += LAST_WORD
-    if words > 1.2:
-        reasons.append("names agree")
+class _Likeness(NamedTuple):
+    """What a pair has in common wherever its two units stand."""
+
+    words: float
+    last: float
+    role: float
+    against: float
+    turned: bool
+    reasons: tuple[str, ...]
+
+
+class Scorer:
+    """Scores pairs of units of two sides; what does not hang on places is found once for equal units."""
+
+    def __init__(self, a: Side, b: Side) -> None:
+        self.a = a
+        self.b = b
+        self._known: dict[tuple[int, int], _Likeness | None] = {}
+
+    def score(self, u: Unit, v: Unit) -> Score | None:
+        """How well source unit ``u`` explains target unit ``v``; None when roles forbid it."""
+        a, b = self.a, self.b
+        kinds = a.sorts[u.index], b.sorts[v.index]
+        if kinds not in self._known:
+            self._known[kinds] = _likeness(a, u, b, v)
+        like = self._known[kinds]
+        if like is None:
+            return None
+        reasons: list[str] = []
+        total = 0.0
+        if u.path == v.path and _same_numbering(a, b, u):
+            total += EXACT
+            reasons.append("same name")
+        total += like.words
+        total += like.last
+        reasons += like.reasons
+        total += like.role - SHAPE * like.turned + _structure_score(a, u, b, v, reasons)
+        total += _ordinal_score(a, u, b, v, reasons, like.words)
+        if a.ordered and b.ordered and a.order_rank[u.index] == b.order_rank[v.index]:
+            reasons.append("same place in the order of its shape")
+        return Score(total - like.against, total, tuple(reasons))
+
+
+def _likeness(a: Side, u: Unit, b: Side, v: Unit) -> _Likeness | None:
     kind_u, kind_v = a.kinds[u.index], b.kinds[v.index]
-    if kind_u and kind_v and kind_u != kind_v:
-        return None
-    role, against = _role_score(a, u, b, v, reasons)
     turned = _turned(u, v)
-    if turned is None:
+    if turned is None or (kind_u and kind_v and kind_u != kind_v):
         return None
-    total += role - SHAPE * turned + _structure_score(a, u, b, v, reasons)
-    total += _ordinal_score(a, u, b, v, reasons, words)
-    if a.ordered and b.ordered and a.order_rank[u.index] == b.order_rank[v.index]:
-        reasons.append("same place in the order of its shape")
-    return Score(total - against, total, tuple(reasons))
+    words = _word_score(a.bags[u.index], b.bags[v.index])
+    reasons = ["names agree"] if words > 1.2 else []
+    role, against = _role_score(a, u, b, v, reasons)
+    last = last_word(u)
+    same = LAST_WORD if last and last == last_word(v) else 0.0
+    return _Likeness(words, same, role, against, turned, tuple(reasons))
 
 
 def _same_numbering(a: Side, b: Side, u: Unit) -> bool:
@@ -124,12 +153,12 @@ def _role_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> tuple
 
 
 def _structure_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> float:
-    mine, theirs = a.scopes[u.index], set(b.scopes[v.index])
+    mine, theirs = a.scopes[u.index], b.scopes[v.index]
     rank_u, rank_v = a.scope_rank[u.index], b.scope_rank[v.index]
     best = 0.0
     for h in mine:
-        n, m = a.scope_count[h], b.scope_count[h]
-        if n != m:
+        n = a.scope_count[h]
+        if n != b.scope_count.get(h, 0):
             continue
         if h not in theirs:
             if n == 1:
@@ -143,8 +172,9 @@ def _structure_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> 
             best = STRUCTURE
         else:
             best = max(best, STRUCTURE / n)
-    if any(b.scope_count[h] == a.scope_count[h] == 1 and h not in mine for h in theirs):
-        return -STRUCTURE
+    for h in theirs:
+        if h not in mine and b.scope_count[h] == 1 == a.scope_count.get(h, 0):
+            return -STRUCTURE
     if best == STRUCTURE:
         reasons.append("in the part with the same shapes")
     return best

@@ -156,9 +156,13 @@ def _reinit(state: State) -> None:
 def open_source(state: State) -> Mapping[str, object]:
     """Checkpoint keys that the decisions leave in the game."""
     used = {s for m in state.matches.values() for s in m.sources}
+    if not used and not state.unused:
+        return state.source.specs
     return {k: s for k, s in state.source.specs.items() if k not in state.unused and k not in used}
 
 
-def open_target(state: State) -> list[str]:
+def open_target(state: State) -> Iterable[str]:
     """Model keys that the decisions leave open."""
+    if not state.matches:
+        return state.target.specs
     return [k for k in state.target.specs if k not in state.matches]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align import folds, unexpected
@@ -104,13 +105,13 @@ def _open_leaf(state: State, dst: Leaf, candidates: Sequence[Leaf]) -> None:
 
 def leftovers(state: State) -> None:
     """Derived buffers that the checkpoint has, under the same name or another."""
-    if not state.target_names:
+    open_ = [(n, k) for n, k in state.target_names.items() if k not in state.matches]
+    derived = [(n, k) for n, k in open_ if k not in state.followers and is_derived(n)]
+    if not derived:
         return
     used = {s for m in state.matches.values() for s in m.sources}
     homes = _homes(state)
-    for name, key in state.target_names.items():
-        if key in state.matches or key in state.followers or not is_derived(name):
-            continue
+    for name, key in derived:
         mine = state.source_names.get(name)
         if mine is None:
             parent, _, leaf = key.rpartition(".")
@@ -168,7 +169,8 @@ def account(state: State) -> None:
             derived = is_derived(key) and not _module_open(state, key)
             why = ("the model computes this buffer itself",) if derived else ()
             state.matches[key] = Match(key, "kept" if derived else "missing", evidence=why)
-    state.matches = {k: state.matches[k] for k in state.target.specs}
+    if len(state.matches) > len(state.target) or not all(map(is_, state.matches, state.target.specs)):
+        state.matches = {k: state.matches[k] for k in state.target.specs}
     used = {s for m in state.matches.values() for s in m.sources}
     asked = {s for m in state.matches.values() for c in m.choices for s in c.sources}
     lonely = [k for k in state.source.specs if k not in used and k not in state.unused]

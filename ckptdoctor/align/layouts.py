@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ from ckptdoctor.align.units import Unit, is_stacked
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
 
+Pairs = list[tuple[Unit, Unit]]
 _FUSED = ("qkv", "kv")
+_TURNED = ("q", "k", "qkv")
 
 
 def invisible(state: State) -> None:
@@ -24,7 +27,8 @@ def invisible(state: State) -> None:
     sources = {u.index: u for u in state.sources}
     targets = {u.index: u for u in state.targets}
     pairs = [(sources[s], targets[t]) for t, s in state.matching.certain.items()]
-    packed = [(u, v) for u, v in pairs if _packing_crossed(u, v)]
+    crossed = _crossed(pairs, _packing_crossed, _rotary_crossed, _patches_crossed, _gates_crossed)
+    packed, turning, patches, gated = crossed
     _question(
         state,
         packed,
@@ -32,16 +36,14 @@ def invisible(state: State) -> None:
         "how q, k and v are packed inside a fused tensor cannot be seen from shapes",
         "concatenated, per head or per group give the same shape",
     )
-    rotary = [(u, v) for u, v in pairs if _rotary_crossed(u, v)] if not _has_positions(state) else []
     _question(
         state,
-        rotary,
+        turning if turning and not _has_positions(state) else [],
         "rotary",
         "the order of rotary dimensions in q and k cannot be seen from shapes",
         "names like `wq` come with interleaved pairs, the model's with halves (or the reverse): the rows of "
         "q and k may have to be permuted by head",
     )
-    patches = [(u, v) for u, v in pairs if _patches_crossed(u, v)]
     _question(
         state,
         patches,
@@ -49,7 +51,6 @@ def invisible(state: State) -> None:
         "the order of pixels and channels inside a flattened patch cannot be seen from shapes",
         "(c, h, w) and (h, w, c) give the same number of columns",
     )
-    gated = [(u, v) for u, v in pairs if _gates_crossed(u, v)]
     _question(
         state,
         gated,
@@ -61,21 +62,47 @@ def invisible(state: State) -> None:
     _rotary_warning(state, pairs)
 
 
+def _crossed(pairs: Pairs, *checks: Callable[[Unit, Unit], bool]) -> list[Pairs]:
+    """The pairs that each check finds; those of equal blocks are looked at once."""
+    found: list[Pairs] = [[] for _ in checks]
+    known: dict[object, list[Pairs]] = {}
+    for u, v in pairs:
+        kind = _kind_of_name(u), _kind_of_name(v), *_shapes(u), None, *_shapes(v)
+        if kind not in known:
+            known[kind] = [rows for rows, check in zip(found, checks, strict=True) if check(u, v)]
+        for rows in known[kind]:
+            rows.append((u, v))
+    return found
+
+
+def _kind_of_name(unit: Unit) -> tuple[object, ...]:
+    """All that the checks ask of the name: of the last segment, or of a number's whole path, as spelt."""
+    last = unit.path.rpartition(".")[2]
+    return unit.name.form, unit.bare, unit.role, unit.cls, last if _said(last) else unit.path
+
+
+def _shapes(unit: Unit) -> Iterator[object]:
+    for role, leaf in unit.leaves.items():
+        yield role
+        yield leaf.shape
+
+
 def _gates_crossed(u: Unit, v: Unit) -> bool:
     """Fused gates of stacked experts that have to be turned: libraries that do so pack them in two ways."""
     fused = "gateup" in (values_of(u).get("ffn"), values_of(v).get("ffn"))
     return fused and is_stacked(u) and is_stacked(v) and u.leaves["weight"].shape != v.leaves["weight"].shape
 
 
-def _rotary_warning(state: State, pairs: list[tuple[Unit, Unit]]) -> None:
+def _rotary_warning(state: State, pairs: Pairs) -> None:
     """Queries and keys that change their names in a network without a table of positions."""
     if _has_positions(state) or any("rel_pos" in seg for u in state.targets for seg in u.name.concepts):
         return
     spoken = {t for q in state.questions for t in q.targets}
     for u, v in pairs:
-        part = values_of(v).get("part")
+        if v.name.form.values.get("part") not in _TURNED:
+            continue
         weight = v.leaves.get("weight")
-        if part not in ("q", "k", "qkv") or weight is None or _raw(u) == _raw(v):
+        if values_of(v).get("part") not in _TURNED or weight is None or _raw(u) == _raw(v):
             continue
         key = state.target_names[weight.keys[0]]
         if key not in spoken and not is_declared(state.matches[key]):
@@ -98,7 +125,7 @@ def _patches_crossed(u: Unit, v: Unit) -> bool:
     return "patch" in spoken and any(d > 1 for d in spatial[2:])
 
 
-def _question(state: State, pairs: list[tuple[Unit, Unit]], kind: str, title: str, note: str) -> None:
+def _question(state: State, pairs: Pairs, kind: str, title: str, note: str) -> None:
     keys = [state.target_names[n] for _, v in pairs for leaf in v.leaves.values() for n in leaf.keys]
     keys = [k for k in keys if k not in state.matches or not is_declared(state.matches[k])]
     if not keys or facts.accepted(state, f"{kind}-layout"):
@@ -156,10 +183,10 @@ def _rotary_crossed(u: Unit, v: Unit) -> bool:
 
 def _has_positions(state: State) -> bool:
     """A learned position table speaks against rotary embeddings."""
-    return any(values_of(u).get("table") == "pos" for u in state.targets)
+    return any(u.name.form.values.get("table") == "pos" for u in state.targets)
 
 
-def _flatten_warnings(state: State, pairs: list[tuple[Unit, Unit]]) -> None:
+def _flatten_warnings(state: State, pairs: Pairs) -> None:
     """A renamed dense layer behind a convolution: (C,H,W) or (H,W,C) columns look alike."""
     channels = 0
     renamed = {v.index: (u, v) for u, v in pairs if u.name.skeleton != v.name.skeleton}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ckptdoctor.align.evidence import EXCLUDED, MARGIN, Score, score
+from ckptdoctor.align.evidence import EXCLUDED, MARGIN, Score, Scorer
 from ckptdoctor.align.reporter import Reporter
 from ckptdoctor.align.sides import Side, followed, prepare
-from ckptdoctor.align.solve import Solution, solve
+from ckptdoctor.align.solve import Known, Solution, solve
 from ckptdoctor.align.template import Templates, compress
 from ckptdoctor.align.units import Unit
+
+Scores = dict[tuple[int, int], float]
 
 NULL = -0.5  # a pair below this explains less than leaving both out
 SOME = 0.75  # what a forced pair needs while other keys are left over
@@ -120,17 +122,19 @@ def _match(
 ) -> Matching:
     a, b = prepare(sources, ordered), prepare(targets, True)
     edges = _edges(a, b)
+    known: Known = {}  # much is the same from one time to the next
+    around = _Around(a, b)
     scores = {pair: s.total for pair, s in edges.items()}
-    first = _certain(solve(scores, NULL))
+    first = _certain(solve(scores, NULL, known=known))
     for _ in range(2):
-        boosted = _with_neighbours(a, b, scores, first)
-        second = _certain(solve(boosted, NULL))
+        boosted = around.added(scores, first)
+        second = _certain(solve(boosted, NULL, known=known))
         if second == first:
             break
         first = second
-    final = solve(_with_neighbours(a, b, scores, first), NULL)
+    final = solve(around.added(scores, first), NULL, known=known)
     positive = {pair: s.positive for pair, s in edges.items()}
-    plain = solve(_with_neighbours(a, b, positive, first), NULL)
+    plain = solve(around.added(positive, first), NULL, known=known)
     matching = _result(a, b, edges, final, plain)
     _force(matching, a, b, edges)
     if reporter is not None:
@@ -235,9 +239,10 @@ def _edges(a: Side, b: Side) -> dict[tuple[int, int], Score]:
     for unit in a.units:
         by_class[unit.key].units.append(unit)
     found: dict[tuple[int, int], Score] = {}
+    scorer = Scorer(a, b)
     for v in b.units:
         for u in by_class[v.key].candidates(v) if v.key in by_class else ():
-            s = score(a, u, b, v)
+            s = scorer.score(u, v)
             if s is not None:
                 found[u.index, v.index] = s
     return found
@@ -247,27 +252,47 @@ def _certain(solution: Solution) -> dict[int, int]:
     return {s: t for s, t in solution.pairs.items() if solution.loss[s] >= MARGIN}
 
 
-def _with_neighbours(
-    a: Side, b: Side, scores: dict[tuple[int, int], float], anchors: dict[int, int]
-) -> dict[tuple[int, int], float]:
-    """Add what certain pairs say of their neighbours: same parent on both sides."""
-    boosted = dict(scores)
-    for parent in (_module_above, _words_above):
-        parents_a = {u.index: parent(u) for u in a.units}
-        parents_b = {v.index: parent(v) for v in b.units}
-        kin_a, kin_b = _kin(parents_a), _kin(parents_b)
-        for (s, t), value in scores.items():
-            mine = kin_a[parents_a[s]]
-            # Copied only where it is asked: a flat list of thousands would be copied for each of its pairs.
-            small = len(mine) <= _MANY_KIN + 1
-            shared = _shared(mine - {s}, kin_b[parents_b[t]] - {t}, anchors) if small else 0.0
-            boosted[s, t] = max(boosted[s, t], value + NEIGHBOUR * shared)
-    hosts_t = followed(b)
-    for s, t in scores:
-        host_s, host_t = a.hosts.get(s), hosts_t.get(t)
-        if host_s is not None and host_t is not None and anchors.get(host_s) == host_t:
-            boosted[s, t] += HOST
-    return boosted
+class _Kin:
+    """The units of a side by what is above them."""
+
+    def __init__(self, side: Side, above: Callable[[Unit], Hashable]) -> None:
+        self.parent = {u.index: above(u) for u in side.units}
+        self.members: dict[Hashable, list[int]] = defaultdict(list)
+        for index, parent in self.parent.items():
+            self.members[parent].append(index)
+
+    def siblings(self, index: int) -> list[int]:
+        """The others; none of a flat list of thousands, which say nothing of each other."""
+        found = self.members[self.parent[index]]
+        return [i for i in found if i != index] if len(found) <= _MANY_KIN + 1 else []
+
+
+class _Around:
+    """What certain pairs say of their neighbours: same parent on both sides."""
+
+    def __init__(self, a: Side, b: Side) -> None:
+        self.hosts, self.hosts_t = a.hosts, followed(b)
+        self.kin = [(_Kin(a, above), _Kin(b, above)) for above in (_module_above, _words_above)]
+
+    def added(self, scores: Scores, anchors: dict[int, int]) -> Scores:
+        """The scores with what these pairs say for each: the share of decided siblings that stay siblings."""
+        boosted = dict(scores)
+        for mine, theirs in self.kin:
+            votes: dict[int, tuple[list[int], Counter[Hashable]]] = {}
+            for (s, t), value in scores.items():
+                if s not in votes:
+                    decided = [anchors[m] for m in mine.siblings(s) if m in anchors]
+                    votes[s] = decided, Counter(theirs.parent[d] for d in decided)
+                decided, homes = votes[s]
+                here = homes[theirs.parent[t]] if decided else 0
+                if here:
+                    shared = (here - (t in decided)) / len(decided)
+                    boosted[s, t] = max(boosted[s, t], value + NEIGHBOUR * shared)
+        for s, t in scores if self.hosts else ():
+            host_s, host_t = self.hosts.get(s), self.hosts_t.get(t)
+            if host_s is not None and host_t is not None and anchors.get(host_s) == host_t:
+                boosted[s, t] += HOST
+        return boosted
 
 
 def _module_above(unit: Unit) -> Hashable:
@@ -277,21 +302,6 @@ def _module_above(unit: Unit) -> Hashable:
 def _words_above(unit: Unit) -> Hashable:
     """For flat names: `enc1_conv_a` and `enc1_bn_a` have `enc1` in common."""
     return unit.name.flat[:-1]
-
-
-def _kin(parents: dict[int, Hashable]) -> dict[Hashable, set[int]]:
-    kin: dict[Hashable, set[int]] = defaultdict(set)
-    for index, parent in parents.items():
-        kin[parent].add(index)
-    return kin
-
-
-def _shared(mine: set[int], theirs: set[int], anchors: dict[int, int]) -> float:
-    """Share of my decided siblings whose partners are siblings of the other unit."""
-    decided = [anchors[m] for m in mine if m in anchors]
-    if not decided:
-        return 0.0
-    return sum(t in theirs for t in decided) / len(decided)
 
 
 def _result(

@@ -211,8 +211,7 @@ _NAMELESS = Name("", (), (), "", (), (), Form((), ""), ())
 _DEEPEST = 40  # segments; what is nested deeper is read without the names above it
 
 
-@lru_cache(maxsize=65536)
-def name_of(path: str) -> Name:
+def read_name(path: str) -> Name:
     """Read a path, from the name above, which its siblings have read already."""
     above, dot, last = path.rpartition(".")
     if not dot:
@@ -227,6 +226,9 @@ def name_of(path: str) -> Name:
     form, numbers = Form(blanks, ".".join(skeletons)), tuple(chain.from_iterable(counted))
     places = tuple([i for i, t in enumerate(flat) if isinstance(t, int)])
     return Name(path, concepts, numbers, form.skeleton, flat, steps, form, places)
+
+
+name_of = lru_cache(maxsize=65536)(read_name)  # for paths that are asked for more than once
 
 
 def _below(above: Name, path: str, segment: _Segment) -> Name:

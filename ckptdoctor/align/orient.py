@@ -20,6 +20,7 @@ Families = tuple[tuple[str, str], ...]
 Votes = dict[tuple[str, str], set[Chain]]
 
 _WIDE = ("block", "class")  # families of tensors that have other names
+_SEVERAL = 2  # layers, not counted by their blocks, whose word counts for such a family
 TURNED_CLASSES = frozenset({"Conv1D"})  # transformers' linear layer of GPT-2: weights are [in, out]
 
 
@@ -97,12 +98,18 @@ def decide(pairs: Sequence[Pair]) -> None:
         if len(pair.options) == 1:
             pair.chosen = pair.options[0]
             families = _families(pair)
-            voter = unnumbered(tuple(pair.target.path.split("."))) if families else ()
             for family in families:
                 votes[family].add(_kind(pair.chosen))
-                voters[family].add(voter)
+            if any(len(voters[family]) < _SEVERAL for family in families):
+                voter = unnumbered(tuple(pair.target.path.split(".")))
+                for family in families:
+                    voters[family].add(voter)
     # That one layer is turned (a head, say) does not show that its neighbours are.
-    votes = {f: cast for f, cast in votes.items() if cast == {()} or len(voters[f]) > 1 or f[0] not in _WIDE}
+    votes = {
+        f: cast
+        for f, cast in votes.items()
+        if cast == {()} or len(voters[f]) >= _SEVERAL or f[0] not in _WIDE
+    }
     turned = any(p.chosen and _kind(p.chosen) and _votes(p) for p in pairs)
     known: dict[tuple[Families, tuple[Chain, ...]], tuple[Chain | None, str]] = {}
     for pair in pairs:

@@ -91,7 +91,14 @@ class Part:
     @cached_property
     def starts(self) -> dict[Path, int]:
         """Each list's least number."""
-        return {path: min(found) for path, found in self.lists.items()}
+        found: dict[Path, int] = {}
+        for path in map(path_of, self._names):
+            for i, segment in enumerate(path):
+                if segment.isdecimal():
+                    number, place = int(segment), path[:i]
+                    if number < found.get(place, number + 1):
+                        found[place] = number
+        return found
 
     @cached_property
     def _sizes(self) -> Counter[Path]:

@@ -17,24 +17,22 @@ _MOST_IN_LARGE = 6
 
 @dataclass
 class Canonical:
-    """Canonical name -> the keys that have it, for one side."""
+    """Canonical name -> the first key that has it, for one side; and all keys where there are several."""
 
-    names: dict[str, list[str]]
+    names: dict[str, str]
     duplicates: dict[str, list[str]] = field(default_factory=dict)
 
 
 def canonical(keys: Iterable[str]) -> Canonical:
     """Names without wrapper segments; several keys may fall together (reported, never merged)."""
-    names: dict[str, list[str]] = {}
-    several: set[str] = set()
+    found: dict[str, str] = {}
+    several: dict[str, list[str]] = {}
     for key in keys:
         name = strip_key(key)
-        if name in names:
-            names[name].append(key)
-            several.add(name)
-        else:
-            names[name] = [key]
-    return Canonical(names, {n: names[n] for n in names if n in several} if several else {})
+        first = found.setdefault(name, key)
+        if first is not key:
+            several.setdefault(name, [first]).append(key)
+    return Canonical(found, {n: several[n] for n in found if n in several} if several else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +99,23 @@ def _agreeing(names: Mapping[str, Shape], prefix: str, others: Mapping[str, Shap
 
 def _prefixes(names: Iterable[str], most: int) -> list[str]:
     """The prefixes of up to four segments with most below them."""
-    sizes: Counter[str] = Counter()
+    # Counted by the longest first: there are few of them, and what is above them follows.
+    longest: Counter[str] = Counter()
     for name in names:
-        at = name.find(".")
+        at, after = -1, name.find(".")
         for _ in range(4):
-            if at < 0:
+            if after < 0:
                 break
-            sizes[name[:at]] += 1
-            at = name.find(".", at + 1)
+            at, after = after, name.find(".", after + 1)
+        if at >= 0:
+            longest[name[:at]] += 1
+    sizes: Counter[str] = Counter()
+    for prefix, n in longest.items():
+        at = prefix.find(".")
+        while at >= 0:
+            sizes[prefix[:at]] += n
+            at = prefix.find(".", at + 1)
+        sizes[prefix] += n
     return [p for p, n in sizes.most_common(most) if n > 1]
 
 
@@ -149,6 +156,11 @@ def relative_name(name: str, prefix: str) -> str:
     if name.startswith(prefix + "."):
         return name[len(prefix) + 1 :]
     return "~." + name
+
+
+def relative_names(names: dict[str, str], prefix: str) -> dict[str, str]:
+    """The same dict with names below the prefix."""
+    return {relative_name(n, prefix): k for n, k in names.items()} if prefix else names
 
 
 def strips_of(keys: Iterable[str], base: Base) -> tuple[Strip, ...]:

@@ -23,6 +23,7 @@ class Side:
     ordered: bool
     slots: dict[int, str] = field(default_factory=dict)
     kinds: dict[int, str] = field(default_factory=dict)
+    sorts: dict[int, int] = field(default_factory=dict)  # the same for units alike but for their places
     values: dict[int, dict[str, Token]] = field(default_factory=dict)
     bags: dict[int, dict[Token, float]] = field(default_factory=dict)
     ranks: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
@@ -47,11 +48,26 @@ def prepare(units: Sequence[Unit], ordered: bool) -> Side:
         side.bags[unit.index] = _bag(unit)
     for index, part in trio_values(units).items():
         side.values[index]["ffn"] = part
+    _sorts(side)
     _number_ranks(side)
     _families(side)
     _structure(side)
     side.hosts = _hosts(side)
     return side
+
+
+def last_word(unit: Unit) -> str:
+    """The last segment, unless it is a number."""
+    last = unit.path.rpartition(".")[2]
+    return "" if last.isdigit() else last
+
+
+def _sorts(side: Side) -> None:
+    known: dict[tuple[object, ...], int] = {}
+    for unit in side.units:
+        i, shapes = unit.index, tuple([(role, leaf.shape) for role, leaf in unit.leaves.items()])
+        said = tuple(side.bags[i].items()), tuple(side.values[i].items()), side.slots.get(i)
+        side.sorts[i] = known.setdefault((last_word(unit), side.kinds[i], shapes, *said), len(known))
 
 
 def _hosts(side: Side) -> dict[int, int]:

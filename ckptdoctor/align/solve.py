@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from heapq import heapify, heappop, heappush
 
 Edges = Mapping[tuple[int, int], float]
+Row = list[tuple[int, float]]  # column and cost, of the entries that are there, by column
 _BIG = 1e9
 _EXACT_SIZE = 90  # cubic certificate up to here, strongly connected components beyond
 _LARGEST = 1000  # so many rivals of one another take a minute, and ten times as many a day: nothing is sure
@@ -20,50 +23,75 @@ _SLACK = 1.0
 
 @dataclass(frozen=True)
 class Solution:
-    """``pairs`` source -> target; ``loss`` of the best alternative without the pair; ``rivals``."""
+    """``pairs`` source -> target; ``loss`` of the best alternative without each; a target's ``rivals``."""
 
     pairs: dict[int, int] = field(default_factory=dict)
     loss: dict[int, float] = field(default_factory=dict)  # by source id
-    rivals: dict[int, list[tuple[int, float]]] = field(default_factory=dict)  # target -> [(source, score)]
+    edges: Edges = field(default_factory=dict)  # those that might have been
+
+    @cached_property
+    def rivals(self) -> dict[int, list[tuple[int, float]]]:
+        """Target -> ``(source, score)``, the best first."""
+        found: dict[int, list[tuple[int, float]]] = {}
+        for (s, t), score in self.edges.items():
+            found.setdefault(t, []).append((s, score))
+        for rows in found.values():
+            rows.sort(key=lambda row: -row[1])
+        return found
 
 
-def solve(edges: Edges, null: float, cut: float = 5.0) -> Solution:
-    """Best assignment of sources to targets; leaving one out on either side costs ``-null``."""
+Known = dict[tuple[tuple[tuple[int, int], float], ...], Solution]
+
+
+def solve(edges: Edges, null: float, cut: float = 5.0, known: Known | None = None) -> Solution:
+    """Best assignment of sources to targets; leaving one out on either side costs ``-null``.
+
+    ``known`` keeps what was found for a part of the edges, for later calls with the same ``null``.
+    """
     kept = _prune(edges, cut)
-    solution = Solution()
+    solution, known = Solution(edges=kept), {} if known is None else known
     for component in _components(kept):
-        _solve_component(component, null, solution)
-    for (s, t), score in kept.items():
-        solution.rivals.setdefault(t, []).append((s, score))
-    for rows in solution.rivals.values():
-        rows.sort(key=lambda row: -row[1])
+        entries = tuple(component.items())
+        if entries not in known:
+            part = known[entries] = Solution()
+            _solve_component(component, null, part)
+        solution.pairs.update(known[entries].pairs)
+        solution.loss.update(known[entries].loss)
     return solution
 
 
 def _prune(edges: Edges, cut: float) -> dict[tuple[int, int], float]:
-    best_s: dict[int, float] = defaultdict(lambda: -_BIG)
-    best_t: dict[int, float] = defaultdict(lambda: -_BIG)
+    best_s: dict[int, float] = {}
+    best_t: dict[int, float] = {}
     for (s, t), score in edges.items():
-        best_s[s] = max(best_s[s], score)
-        best_t[t] = max(best_t[t], score)
+        if score > best_s.get(s, -_BIG):
+            best_s[s] = score
+        if score > best_t.get(t, -_BIG):
+            best_t[t] = score
     return {(s, t): v for (s, t), v in edges.items() if v > best_s[s] - cut or v > best_t[t] - cut}
 
 
 def _components(edges: Edges) -> list[dict[tuple[int, int], float]]:
-    parent: dict[tuple[str, int], tuple[str, int]] = {}
-
-    def find(x: tuple[str, int]) -> tuple[str, int]:
-        while parent.setdefault(x, x) != x:
-            parent[x] = parent[parent[x]]
-            x = parent[x]
-        return x
-
+    by_s: dict[int, list[int]] = defaultdict(list)
+    by_t: dict[int, list[int]] = defaultdict(list)
     for s, t in edges:
-        parent[find(("s", s))] = find(("t", t))
-    groups: dict[tuple[str, int], dict[tuple[int, int], float]] = defaultdict(dict)
+        by_s[s].append(t)
+        by_t[t].append(s)
+    part: dict[int, int] = {}  # of a source
+    count = 0
+    for first in by_s:
+        reached = [] if first in part else [first]
+        count += len(reached)
+        while reached:
+            s = reached.pop()
+            if s not in part:
+                part[s] = count - 1
+                for t in by_s[s]:
+                    reached += by_t.pop(t, ())
+    groups: list[dict[tuple[int, int], float]] = [{} for _ in range(count)]
     for (s, t), score in edges.items():
-        groups[find(("s", s))][s, t] = score
-    return list(groups.values())
+        groups[part[s]][s, t] = score
+    return groups
 
 
 def _solve_component(edges: Edges, null: float, out: Solution) -> None:
@@ -78,17 +106,17 @@ def _solve_component(edges: Edges, null: float, out: Solution) -> None:
     if n > _LARGEST:
         _leave_open(edges, null, out)
         return
-    cost = _padded(edges, sources, targets, null)
-    column_of, slack = hungarian(cost)
+    rows = _padded(edges, sources, targets, null)
+    column_of, u, v = hungarian(rows)
     if n <= _EXACT_SIZE:
-        losses = _cycle_losses(cost, column_of, len(sources))
+        losses = _cycle_losses(rows, column_of, len(sources))
     else:
-        losses = _component_losses(slack, column_of, len(sources))
+        losses = _component_losses(rows, u, v, column_of, len(sources))
     for i, s in enumerate(sources):
         j = column_of[i]
         if j < len(targets) and (s, targets[j]) in edges:
             out.pairs[s], out.loss[s] = targets[j], losses[i]
-    assert n == len(cost)
+    assert n == len(rows)
 
 
 def _leave_open(edges: Edges, null: float, out: Solution) -> None:
@@ -100,74 +128,79 @@ def _leave_open(edges: Edges, null: float, out: Solution) -> None:
             out.pairs[s], out.loss[s] = t, 0.0
 
 
-def _padded(edges: Edges, sources: list[int], targets: list[int], null: float) -> list[list[float]]:
+def _padded(edges: Edges, sources: list[int], targets: list[int], null: float) -> list[Row]:
     """Square cost matrix; dummy columns and rows leave a source or a target out at ``null`` a pair."""
     ns, nt = len(sources), len(targets)
-    cost = [[0.0] * (ns + nt) for _ in range(ns + nt)]
-    for i, s in enumerate(sources):
-        row = cost[i]
-        for j, t in enumerate(targets):
-            score = edges.get((s, t))
-            row[j] = _BIG if score is None else -score
-        for j in range(nt, nt + ns):
-            row[j] = -null / 2 if j == nt + i else _BIG
-    for i in range(ns, ns + nt):
-        row = cost[i]
-        for j in range(nt):
-            row[j] = -null / 2 if i - ns == j else _BIG
-    return cost
+    place = {t: j for j, t in enumerate(targets)}
+    real: list[Row] = [[] for _ in sources]
+    at = dict(zip(sources, real, strict=True))
+    for (s, t), score in edges.items():
+        at[s].append((place[t], -score))
+    for i, row in enumerate(real):
+        row.sort()
+        row.append((nt + i, -null / 2))
+    dummies = [(j, 0.0) for j in range(nt, nt + ns)]
+    return real + [[(j, -null / 2), *dummies] for j in range(nt)]
 
 
-def hungarian(cost: list[list[float]]) -> tuple[list[int], list[list[float]]]:
-    """Columns of a minimal assignment of a square matrix, and the slack of every entry.
+def hungarian(rows: list[Row]) -> tuple[list[int], list[float], list[float]]:
+    """Columns of a minimal assignment of a square matrix, and the potentials of its rows and columns.
 
-    Shortest augmenting paths with potentials (Jonker and Volgenant 1987).
+    Shortest augmenting paths with potentials (Jonker and Volgenant 1987), over the entries that are there;
+    with them there has to be an assignment.
     """
-    n = len(cost)
-    u, v = [0.0] * (n + 1), [0.0] * (n + 1)
-    match, way = [0] * (n + 1), [0] * (n + 1)
-    for i in range(1, n + 1):
-        match[0], j0 = i, 0
-        minv = [_BIG * 10] * (n + 1)
-        used, free = [0], list(range(1, n + 1))
-        while True:
-            i0, delta, j1 = match[j0], _BIG * 10, 0
-            row, ui = cost[i0 - 1], u[i0]
-            for j in free:
-                least = minv[j]
-                cur = row[j - 1] - ui - v[j]
-                if cur < least:
-                    minv[j], way[j] = cur, j0
-                    least = cur
-                if least < delta:
-                    delta, j1 = least, j
-            if delta:  # among equal scores most steps cost nothing
-                for j in used:
-                    u[match[j]] += delta
-                    v[j] -= delta
-                for j in free:
-                    minv[j] -= delta
-            j0 = j1
-            free.remove(j0)
-            used.append(j0)
-            if match[j0] == 0:
-                break
-        while j0:
-            j1 = way[j0]
-            match[j0] = match[j1]
-            j0 = j1
-    columns = [0] * n
-    for j in range(1, n + 1):
-        columns[match[j] - 1] = j - 1
-    slack = [[cost[i][j] - u[i + 1] - v[j + 1] for j in range(n)] for i in range(n)]
-    return columns, slack
-
-
-def _cycle_losses(cost: list[list[float]], column_of: list[int], rows: int) -> list[float]:
-    """Loss of the cheapest alternating cycle through each row's pair (Floyd-Warshall on losses)."""
-    n = len(cost)
-    dist = [[cost[i][column_of[j]] - cost[i][column_of[i]] for j in range(n)] for i in range(n)]
+    n = len(rows)
+    u, v = [0.0] * n, [0.0] * n
+    owner = [-1] * n  # row of a column
     for i in range(n):
+        way: dict[int, int] = {}  # column -> the column whose row reached it, -1 for this row itself
+        least = [_BIG] * n  # what a column takes; less than anything once it is used
+        nearest: list[tuple[float, int]] = []  # a heap, of which some have become nearer since
+        used: list[int] = []
+        at, row = -1, i
+        while row >= 0:
+            base = u[row]
+            for j, cost in rows[row]:
+                takes = cost - base - v[j]
+                if takes < least[j]:
+                    least[j], way[j] = takes, at
+                    heappush(nearest, (takes, j))
+            delta, best = heappop(nearest)
+            while delta != least[best]:
+                delta, best = heappop(nearest)
+            least[best] = -_BIG
+            if delta:  # among equal scores most steps cost nothing
+                u[i] += delta
+                for j in used:
+                    u[owner[j]] += delta
+                    v[j] -= delta
+                free = [j for j in way if least[j] > -_BIG]
+                for j in free:
+                    least[j] -= delta
+                nearest = [(least[j], j) for j in free]
+                heapify(nearest)
+            at, row = best, owner[best]
+            used.append(best)
+        while at >= 0:
+            before = way[at]
+            owner[at] = i if before < 0 else owner[before]
+            at = before
+    columns = [0] * n
+    for j, i in enumerate(owner):
+        columns[i] = j
+    return columns, u, v
+
+
+def _cycle_losses(rows: list[Row], column_of: list[int], count: int) -> list[float]:
+    """Loss of the cheapest alternating cycle through each row's pair (Floyd-Warshall on losses)."""
+    n = len(rows)
+    dist: list[list[float]] = []
+    for i, entries in enumerate(rows):
+        cost = [_BIG] * n
+        for j, value in entries:
+            cost[j] = value
+        own = cost[column_of[i]]
+        dist.append([cost[column_of[j]] - own for j in range(n)])
         dist[i][i] = _BIG
     for k in range(n):
         via = dist[k]
@@ -178,22 +211,56 @@ def _cycle_losses(cost: list[list[float]], column_of: list[int], rows: int) -> l
                 for j in range(n):
                     if base + via[j] < row[j]:
                         row[j] = base + via[j]
-    return [dist[i][i] for i in range(rows)]
+    return [dist[i][i] for i in range(count)]
 
 
-def _component_losses(slack: list[list[float]], column_of: list[int], rows: int) -> list[float]:
+def _component_losses(
+    rows: list[Row], u: list[float], v: list[float], column_of: list[int], count: int
+) -> list[float]:
     """For large components: a pair is certain when it lies on no alternating cycle of cheap edges.
 
     Conservative: a cycle that loses less than the margin has only edges of less slack than the margin.
     """
-    import networkx as nx
-
     owner = {j: i for i, j in enumerate(column_of)}
-    graph = nx.DiGraph()
-    graph.add_nodes_from(range(len(slack)))
-    for i, row in enumerate(slack):
-        for j, value in enumerate(row):
-            if value < _SLACK and owner[j] != i:
-                graph.add_edge(i, owner[j])
-    certain = {next(iter(c)) for c in nx.strongly_connected_components(graph) if len(c) == 1}
-    return [_SLACK if i in certain else 0.0 for i in range(rows)]
+    cheap = [
+        [owner[j] for j, cost in row if cost - u[i] - v[j] < _SLACK and owner[j] != i]
+        for i, row in enumerate(rows)
+    ]
+    certain = on_no_cycle(cheap)
+    return [_SLACK if i in certain else 0.0 for i in range(count)]
+
+
+def on_no_cycle(below: list[list[int]]) -> set[int]:
+    """The nodes that are a strongly connected component by themselves (Tarjan 1972, without recursion)."""
+    order: dict[int, int] = {}
+    low: dict[int, int] = {}
+    open_: list[int] = []
+    waiting: set[int] = set()
+    alone: set[int] = set()
+    for root in range(len(below)):
+        path = [] if root in order else [(root, iter(below[root]))]
+        if path:
+            order[root] = low[root] = len(order)
+            open_.append(root)
+            waiting.add(root)
+        while path:
+            node, rest = path[-1]
+            for after in rest:
+                if after not in order:
+                    order[after] = low[after] = len(order)
+                    open_.append(after)
+                    waiting.add(after)
+                    path.append((after, iter(below[after])))
+                    break
+                if after in waiting:
+                    low[node] = min(low[node], order[after])
+            else:
+                path.pop()
+                if path:
+                    low[path[-1][0]] = min(low[path[-1][0]], low[node])
+                if low[node] == order[node]:
+                    if open_[-1] == node:
+                        alone.add(node)
+                    while node in waiting:
+                        waiting.remove(open_.pop())
+    return alone

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align.checks import take_back
@@ -96,7 +97,12 @@ def _oblong(state: State, match: Match) -> bool:
     shape = state.target[match.target].shape
     if len(shape) != 2 or shape[0] == shape[1] or 1 in shape or len(match.sources) != 1:
         return False
-    return not any(e == "same name" or e.startswith("both are") for e in match.evidence)
+    return not _named(match.evidence)
+
+
+@lru_cache(maxsize=4096)
+def _named(evidence: tuple[str, ...]) -> bool:
+    return any(e == "same name" or e.startswith("both are") for e in evidence)
 
 
 def _spoken(match: Match) -> bool:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
-from ckptdoctor.align.names import Name, Token, leaf_role, name_of
+from ckptdoctor.align.names import Name, Token, leaf_role, name_of, read_name
 from ckptdoctor.trees import TensorSpec
 
 Shape = tuple[int, ...]
@@ -175,7 +175,7 @@ def build_units(specs: Mapping[str, TensorSpec], modules: Mapping[str, str] | No
             if unit is not None:
                 path, role, bare = text, "weight", True
             cls = modules.get(path, "") if modules else ""
-            unit = units.setdefault((path, bare), Unit(len(units), path, {}, name_of(path), bare, cls))
+            unit = units.setdefault((path, bare), Unit(len(units), path, {}, read_name(path), bare, cls))
         shape = spec.shape
         if "kernel" in key or (role == "bias" and len(shape) == 2):
             unit.leaves[role] = leaf_of(key, shape, _attention_part(unit.name), role)

@@ -34,6 +34,8 @@ def families(state: State) -> None:
     matched_s = [sources[s] for s in state.matching.certain.values()]
     lonely_t = [u for u in state.targets if u.index not in state.matching.certain]
     lonely_s = _lonely(state.sources, matched_s)
+    if not (lonely_t or lonely_s):
+        return
     deep_s = _split_families(lonely_s, matched_s)
     deep_t = _split_families(lonely_t, matched_t)
     for deep, matched, other in ((deep_s, matched_s, matched_t), (deep_t, matched_t, matched_s)):
@@ -148,6 +150,8 @@ def little_fits(state: State) -> None:
     names = {u.path for u in state.sources} & {u.path for u in state.targets}
     used_s |= {u.index for u in state.sources if u.path in names}  # a head with other rows fits by name
     used_t |= {u.index for u in state.targets if u.path in names}
+    if len(used_s) == len(sources) or len(used_t) == len(targets):
+        return  # one side fits as a whole
     mine = sum(sources[i].size for i in used_s), sum(u.size for u in state.sources)
     theirs = sum(targets[i].size for i in used_t), sum(u.size for u in state.targets)
     if state.refusal or state.crossed or not mine[1] or not theirs[1]:
@@ -195,6 +199,8 @@ def _ratio_words(ratios: Counter[str], count: int) -> str:
 
 def _partial(state: State) -> list[tuple[str, frozenset[str], frozenset[str]]]:
     """Modules of one name on both sides whose tensors differ in kind."""
+    if all(u.index in state.matching.certain for u in state.targets):
+        return []
     theirs = {u.path: u for u in state.targets if not u.bare}
     taken_s = set(state.matching.certain.values())
     found = []

@@ -107,7 +107,7 @@ class _Expander:
         return PlanError(f"{where}: {text}")
 
     def fill(self, fill: Fill, step: int | None) -> None:
-        if fill.target not in self.target:
+        if fill.target not in self.target.specs:
             raise self.fail(
                 step, f"the model has no key {some([fill.target])}, which {some(fill.sources)} would fill"
             )
@@ -153,6 +153,10 @@ class _Expander:
                 raise self.fail(None, f"{some(fill.sources)} {shapes}")
 
     def casts(self) -> None:
+        if len(self.source.dtypes | self.target.dtypes) == 1 and not any(
+            isinstance(step, Cast) for step in self.plan.step
+        ):
+            return
         loaded = [k for k, f in self.fills.items() if f.kind == "load"]
         for number, step in enumerate(self.plan.step):
             if isinstance(step, Cast):

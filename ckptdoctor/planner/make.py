@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptdoctor.align.model import Alignment, Strip
+from ckptdoctor.align.model import Alignment, Match, Strip
 from ckptdoctor.decisions import Decision
 from ckptdoctor.errors import PlanError
 from ckptdoctor.keys import cover, printable
@@ -31,7 +31,7 @@ from ckptdoctor.plan.names import strip_once
 from ckptdoctor.planner.candidates import explicit
 from ckptdoctor.planner.renames import Renamed, renames
 from ckptdoctor.planner.small_steps import cast_steps, place_steps, strip_step, tie_steps
-from ckptdoctor.planner.transforms import Set, by_sharing, literal_steps, sets, transform_steps
+from ckptdoctor.planner.transforms import AS_IS, Set, by_sharing, literal_steps, sets, transform_steps
 from ckptdoctor.planner.wanted import same_fill, wanted_fills, why
 from ckptdoctor.trees import ParamTree
 
@@ -155,10 +155,11 @@ class _Parts:
         """Renames and transforms for everything that is loaded."""
         name_of = {key: name for name, key in names.items()}
         loaded = [self.alignment.matches[k] for k, f in self.fills.items() if f.kind == "load"]
-        found = sets(loaded, name_of, self.source)
-        exclusive, shared = by_sharing(found)
-        plain = {s.sources[0]: s for s in exclusive if s.plain}
-        pairs = {n: plain[n].made[0][0] for n in names if n in plain}
+        alone, others = _alone(loaded)
+        exclusive, shared = by_sharing(sets(others, name_of, self.source))
+        plain = {name_of[m.sources[0]]: m.target for m in alone}
+        plain |= {s.sources[0]: s.made[0][0] for s in exclusive if s.plain}
+        pairs = {n: plain[n] for n in names if n in plain}
         taken = {n for s in shared for n in s.sources} - {n for s in exclusive for n in s.sources}
         made = renames(pairs, taken)
         # What a shared transform reads and what keeps its name as well is said explicitly.
@@ -178,6 +179,8 @@ class _Parts:
 
     def drops(self, names: Mapping[str, str]) -> list[Drop]:
         unused = self.alignment.unused
+        if not unused:
+            return []
         decided = {n: k for n, k in names.items() if k not in unused or unused[k].decided}
         name_of = {key: name for name, key in names.items()}
         reasons: dict[tuple[str, str | None], list[str]] = {}
@@ -213,3 +216,17 @@ class _Parts:
             open=len(self.target) - len(self.fills),
             unexplained=unused[False],
         )
+
+
+def _alone(loaded: Sequence[Match]) -> tuple[list[Match], list[Match]]:
+    """The matches of one tensor that fills one as it is, and all others."""
+    plain = all(len(m.sources) == 1 and m.ops in AS_IS for m in loaded)
+    if plain and len({m.sources for m in loaded}) == len(loaded):
+        return list(loaded), []
+    users = Counter(s for m in loaded for s in m.sources)
+    alone: list[Match] = []
+    others: list[Match] = []
+    for match in loaded:
+        simple = len(match.sources) == 1 and match.ops in AS_IS and users[match.sources[0]] == 1
+        (alone if simple else others).append(match)
+    return alone, others

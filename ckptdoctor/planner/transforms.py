@@ -16,6 +16,8 @@ from ckptdoctor.planner.indices import Formula, Row, Within, formulas, limited_p
 from ckptdoctor.planner.wanted import why
 from ckptdoctor.trees import ParamTree
 
+AS_IS = ((), ("copy",))  # the ops of a tensor that only changes its name
+
 
 class Set(NamedTuple):
     """Sources that belong together, and what is made of them: ``(target, chain)``."""
@@ -38,7 +40,7 @@ def sets(matches: Iterable[Match], names: Mapping[str, str], source: ParamTree) 
         groups.setdefault(match.sources, []).append(match)
     found: list[Set] = []
     for sources, made in groups.items():
-        if len(made) == len(sources) == 1 and made[0].ops in ((), ("copy",)):
+        if len(made) == len(sources) == 1 and made[0].ops in AS_IS:
             match = made[0]
             kind: Safety = "safe" if match.status == "safe" else "unsafe"
             found.append(Set((names[sources[0]],), ((match.target, "copy"),), kind, why(made)))

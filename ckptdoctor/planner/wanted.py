@@ -63,8 +63,8 @@ def _ops(match: Match) -> tuple[str, ...]:
 def same_fill(made: Expansion, key: str, want: Fill) -> bool:
     """Whether the plan fills the key as wanted (the cast is not part of an alignment)."""
     got = made.fills.get(key)
-    if got is None:
-        return False
+    if got is None or got == want:
+        return got is not None
     return (got.kind, got.sources, got.ops, got.tied_to) == (want.kind, want.sources, want.ops, want.tied_to)
 
 

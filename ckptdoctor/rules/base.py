@@ -56,14 +56,18 @@ class Case:
         return printable(where), printable(".".join(p for p in (owner, module) if p))
 
     @cached_property
+    def partners(self) -> Mapping[str, str]:
+        """Checkpoint key -> the (last) model key that it fills."""
+        return {s: m.target for m in self.matches.values() for s in m.sources}
+
+    @cached_property
     def stripped(self) -> Mapping[str, str]:
         """Checkpoint key -> its name once the wrappers' segments that the model lacks are taken out."""
         from ckptdoctor.rules.strips import strip_all
 
         if self.source is None or self.alignment is None:
             return {}
-        partners = {s: m.target for m in self.alignment.matches.values() for s in m.sources}
-        keys = self.source.specs
+        partners, keys = self.partners, self.source.specs
         names = strip_all(keys, self.alignment.strips, partners)
         # A prefix that no wrapper is known for, and that makes no name fit, is part of a rename.
         known = [

@@ -26,18 +26,15 @@ def strip_names(names: Mapping[str, str], strip: Strip, partners: Mapping[str, s
     if not strip.anywhere:
         head = strip.segment + "."
         return {
-            key: name[len(head) :] if name.startswith(head) and not _starts(partners, key, head) else name
+            key: name[len(head) :]
+            if name.startswith(head) and not partners.get(key, "").startswith(head)
+            else name
             for key, name in names.items()
         }
     return {
         key: name if carries(partners.get(key, ""), strip) else strip_one(name, strip)
         for key, name in names.items()
     }
-
-
-def _starts(partners: Mapping[str, str], key: str, head: str) -> bool:
-    partner = partners.get(key)
-    return partner is not None and partner.startswith(head)
 
 
 def carries(name: str, strip: Strip) -> bool:

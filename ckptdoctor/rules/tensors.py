@@ -168,6 +168,8 @@ class DtypeCast(Rule):
         """One finding a pair of dtypes."""
         if case.alignment is None or case.source is None:
             return
+        if len(case.source.dtypes | case.target.tree.dtypes) == 1:
+            return
         groups: dict[tuple[str, str], list[str]] = {}
         for match in case.alignment.matches.values():
             if match.sources and match.status in ("safe", "unsafe"):

@@ -49,8 +49,7 @@ class WrapperPrefix(Rule):
         """One finding a strip of the alignment."""
         if case.alignment is None or case.source is None:
             return
-        names = {key: key for key in case.source.specs}
-        partners = {s: m.target for m in case.alignment.matches.values() for s in m.sources}
+        names, partners = dict(zip(case.source.specs, case.source.specs, strict=True)), case.partners
         for strip in case.alignment.strips:
             after = strip_names(names, strip, partners)
             hit = [key for key, name in after.items() if name != names[key]]

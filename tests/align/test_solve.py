@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptdoctor.align import align
-from ckptdoctor.align.solve import hungarian, solve
+from ckptdoctor.align.solve import hungarian, on_no_cycle, solve
 from ckptdoctor.trees import ParamTree, TensorSpec
 
 NULL = -0.5
@@ -20,14 +20,31 @@ SQUARES = st.integers(1, 5).flatmap(
 )
 
 
-@given(SQUARES)
-def test_no_assignment_costs_less(cost: list[list[float]]) -> None:
-    columns, slack = hungarian(cost)
-    least = min(sum(row[c] for row, c in zip(cost, p, strict=True)) for p in permutations(range(len(cost))))
-    assert sorted(columns) == list(range(len(cost)))
-    assert sum(row[c] for row, c in zip(cost, columns, strict=True)) == least
-    assert all(value >= 0 for row in slack for value in row)
-    assert all(slack[i][c] == 0 for i, c in enumerate(columns))
+@given(SQUARES, st.sets(st.tuples(st.integers(0, 4), st.integers(0, 4))))
+def test_no_assignment_costs_less(cost: list[list[float]], gone: set[tuple[int, int]]) -> None:
+    # The diagonal stays, so that there is an assignment.
+    rows = [[(j, c) for j, c in enumerate(row) if i == j or (i, j) not in gone] for i, row in enumerate(cost)]
+    columns, u, v = hungarian(rows)
+    there = [dict(row) for row in rows]
+    ways = [p for p in permutations(range(len(cost))) if all(j in there[i] for i, j in enumerate(p))]
+    assert tuple(columns) in ways
+    assert sum(there[i][j] for i, j in enumerate(columns)) == min(
+        sum(there[i][j] for i, j in enumerate(p)) for p in ways
+    )
+    slack = [{j: c - u[i] - v[j] for j, c in row} for i, row in enumerate(rows)]
+    assert all(value >= 0 for row in slack for value in row.values())
+    assert all(slack[i][j] == 0 for i, j in enumerate(columns))
+
+
+@given(st.lists(st.lists(st.integers(0, 7), max_size=4), min_size=8, max_size=8))
+def test_what_lies_on_a_cycle_is_found(below: list[list[int]]) -> None:
+    reached = [set(found) for found in below]
+    for _ in below:
+        reached = [found.union(*(reached[j] for j in found)) for found in reached]
+    # A way back to a place through itself alone is no other assignment.
+    assert on_no_cycle([[j for j in found if j != i] for i, found in enumerate(below)]) == {
+        i for i in range(8) if not any(i in reached[j] for j in reached[i] if j != i)
+    }
 
 
 @given(SQUARES)
