@@ -37,7 +37,7 @@ def test_the_metadata_is_complete(wheel: zipfile.ZipFile) -> None:
     assert "Requires-Python: >=3.11" in text
     assert any(n.endswith("LICENSE") for n in wheel.namelist())
     base = [s for s in text.splitlines() if s.startswith("Requires-Dist:") and "extra ==" not in s]
-    assert sorted(s.split()[1].partition(">")[0] for s in base) == ["click", "pydantic", "rich"]
+    assert sorted(s.split()[1].partition(">")[0] for s in base) == ["click", "networkx", "pydantic", "rich"]
     scripts = wheel.read(metadata.replace("METADATA", "entry_points.txt")).decode()
     assert "ckptdoctor = ckptdoctor.cli:main" in scripts
     assert f"Version: {ckptdoctor.__version__}\n" in text

@@ -231,36 +231,10 @@ def _component_losses(
 
 
 def on_no_cycle(below: list[list[int]]) -> set[int]:
-    """The nodes that are a strongly connected component by themselves (Tarjan 1972, without recursion)."""
-    order: dict[int, int] = {}
-    low: dict[int, int] = {}
-    open_: list[int] = []
-    waiting: set[int] = set()
-    alone: set[int] = set()
-    for root in range(len(below)):
-        path = [] if root in order else [(root, iter(below[root]))]
-        if path:
-            order[root] = low[root] = len(order)
-            open_.append(root)
-            waiting.add(root)
-        while path:
-            node, rest = path[-1]
-            for after in rest:
-                if after not in order:
-                    order[after] = low[after] = len(order)
-                    open_.append(after)
-                    waiting.add(after)
-                    path.append((after, iter(below[after])))
-                    break
-                if after in waiting:
-                    low[node] = min(low[node], order[after])
-            else:
-                path.pop()
-                if path:
-                    low[path[-1][0]] = min(low[path[-1][0]], low[node])
-                if low[node] == order[node]:
-                    if open_[-1] == node:
-                        alone.add(node)
-                    while node in waiting:
-                        waiting.remove(open_.pop())
-    return alone
+    """The nodes that are a strongly connected component by themselves."""
+    import networkx as nx
+
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(len(below)))
+    graph.add_edges_from((node, after) for node, found in enumerate(below) for after in found)
+    return {next(iter(c)) for c in nx.strongly_connected_components(graph) if len(c) == 1}
