@@ -82,6 +82,40 @@ def test_a_diagnosis_against_a_reference_imports_nothing_heavy(checkpoint: str) 
     assert not loaded & set(HEAVY)
 
 
+@pytest.fixture
+def bare(tmp_path: Path) -> str:
+    """A PYTHONPATH that hides torch."""
+    directory = tmp_path / "bare"
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(WITHOUT_TORCH)
+    assert python("import torch", PYTHONPATH=str(directory)).returncode == 1
+    return str(directory)
+
+
+def test_inspect_works_where_torch_is_not_installed(checkpoint: str, bare: str) -> None:
+    done = python(RUN + "sys.exit(code)", "inspect", checkpoint, PYTHONPATH=bare)
+    assert "module.fc.weight" in done.stdout, done.stderr
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_files_are_compared_where_torch_is_not_installed(checkpoint: str, bare: str) -> None:
+    done = python(RUN + "sys.exit(code)", "diagnose", checkpoint, checkpoint, PYTHONPATH=bare)
+    assert "state_dict" in done.stdout, done.stderr
+    assert done.returncode == 1
+
+
+def test_a_model_without_torch_says_what_to_install(checkpoint: str, tmp_path: Path, bare: str) -> None:
+    (tmp_path / "model.py").write_text("import torch\nclass Net(torch.nn.Module): pass\n")
+    out = tmp_path / "out.pth"
+    args = ["repair", str(tmp_path / "model.py"), checkpoint, "-o", str(out)]
+    done = python(RUN + "sys.exit(code)", *args, PYTHONPATH=bare)
+    assert done.returncode == 2
+    assert "torch" in done.stderr and "install" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
 # What a program that asks for JSON has no use for, and would wait for.
 NOT_FOR_JSON = {
     *HEAVY,
@@ -117,37 +151,3 @@ def test_inspect_as_json_imports_nothing_that_it_does_not_need(checkpoint: str, 
     loaded = imported(*entry, "inspect", checkpoint, "--format", "json")
     assert {"ckptdoctor.formats.torch_zip", "ckptdoctor.reports.contents"} <= loaded
     assert not (loaded - imported("-c", "pass")) & NOT_FOR_JSON
-
-
-@pytest.fixture
-def bare(tmp_path: Path) -> str:
-    """A PYTHONPATH that hides torch."""
-    directory = tmp_path / "bare"
-    directory.mkdir()
-    (directory / "sitecustomize.py").write_text(WITHOUT_TORCH)
-    assert python("import torch", PYTHONPATH=str(directory)).returncode == 1
-    return str(directory)
-
-
-def test_inspect_works_where_torch_is_not_installed(checkpoint: str, bare: str) -> None:
-    done = python(RUN + "sys.exit(code)", "inspect", checkpoint, PYTHONPATH=bare)
-    assert "module.fc.weight" in done.stdout, done.stderr
-    assert done.returncode == 0
-    assert "Traceback" not in done.stderr
-
-
-def test_files_are_compared_where_torch_is_not_installed(checkpoint: str, bare: str) -> None:
-    done = python(RUN + "sys.exit(code)", "diagnose", checkpoint, checkpoint, PYTHONPATH=bare)
-    assert "state_dict" in done.stdout, done.stderr
-    assert done.returncode == 1
-
-
-def test_a_model_without_torch_says_what_to_install(checkpoint: str, tmp_path: Path, bare: str) -> None:
-    (tmp_path / "model.py").write_text("import torch\nclass Net(torch.nn.Module): pass\n")
-    out = tmp_path / "out.pth"
-    args = ["repair", str(tmp_path / "model.py"), checkpoint, "-o", str(out)]
-    done = python(RUN + "sys.exit(code)", *args, PYTHONPATH=bare)
-    assert done.returncode == 2
-    assert "torch" in done.stderr and "install" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not out.exists()

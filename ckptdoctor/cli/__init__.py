@@ -20,21 +20,26 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     from ckptdoctor.cli.ending import ended
     from ckptdoctor.cli.inspecting import inspected
 
-    sys.exit(ended(lambda: inspected(*asked), words))
+    file, form, exit_zero = asked
+    sys.exit(ended(lambda: inspected(file, form, exit_zero=exit_zero), words))
 
 
-def plain_inspect(words: Sequence[str]) -> tuple[str, str] | None:
-    """File and form of ``inspect FILE [--format FORM]``; None for every other command line.
+def plain_inspect(words: Sequence[str]) -> tuple[str, str, bool] | None:
+    """What ``inspect FILE [--format FORM] [--exit-zero]`` asks for; None for every other command line.
 
     Programs ask that of many files, and importing click would take a fifth of it.
     """
-    match words:
-        case ["inspect", file]:
-            form = "text"
-        case ["inspect", file, "--format", form] | ["inspect", "--format", form, file]:
-            pass
-        case _:
-            return None
     from ckptdoctor.cli.output import FORMATS
 
-    return None if file.startswith("-") or form not in FORMATS else (file, form)
+    file, form, exit_zero = "", "text", False
+    rest = iter(words[1:] if words[:1] == ["inspect"] else ())
+    for word in rest:
+        if word == "--format":
+            form = next(rest, "")
+        elif word == "--exit-zero":
+            exit_zero = True
+        elif file or word.startswith("-"):
+            return None
+        else:
+            file = word
+    return (file, form, exit_zero) if file and form in FORMATS else None

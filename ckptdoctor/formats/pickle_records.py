@@ -100,7 +100,7 @@ def rows(bound: int) -> Rows:
 
     The memo is numbered by LONG_BINPUT from 256 on, and what is taken from it with BINGET is below that: such
     a row changes nothing that it uses. Each is (length, key, function and type, length, storage key, location
-    and numel, offset, size, stride, flag and hooks, ""); what follows the last one is a row with a rest only.
+    and numel, offset and size, stride, flag and hooks, ""). Behind the last comes a row with a rest alone.
     """
     found = re.compile(_row(bound) + b"|(.+)", re.S)
     return Rows(found.match, found.findall)
@@ -109,8 +109,8 @@ def rows(bound: int) -> Rows:
 def _row(bound: int) -> bytes:
     third, fourth = min(bound >> 16, 0xFF), min(bound >> 24, 0xFF)
     put = rb"r.(?:[^\0][\0-\x%02x]|\0[\1-\x%02x])[\0-\x%02x]" % (third, third, fourth)
-    size = rb"((?:I\x85|II\x86|III\x87|\)|\(I{0,12}t))"
-    row = rb"X(T)P(G\(\(GG)X(T)P(GI)tPQ(I)SP?+SP?+([\x88\x89]G)\)RPtPRP".replace(b"S", size)
+    size = rb"(?:I\x85|II\x86|III\x87|\)|\(I{0,12}t)"
+    row = rb"X(T)P(G\(\(GG)X(T)P(GI)tPQ(IS)P?+(S)P?+([\x88\x89]G)\)RPtPRP".replace(b"S", size)
     for letter, spelled in ((b"I", rb"(?:K.|M..|J.{4})"), (b"G", b"h."), (b"P", b"(?:" + put + b")")):
         row = row.replace(letter, spelled)
     return row.replace(b"(T)", rb"([^\0])\0\0\0(" + _TEXT + b")")

@@ -64,9 +64,9 @@ def _shortened(scan: Scan, window: Window, runs: list[Run], mark: str) -> bytes:
         made.append(window.read_at(at, run.start - at))
         made.append(_text(f"{mark}{r}") + b"(")
         for i, (function, *rest) in run.kinds.items():
-            location, offset, size, stride, hooks = rest
+            location, size, stride, hooks = rest
             storage = _text(_name(mark, r, i))
-            made += (function, storage, location, b"tQ", offset, size, stride, hooks, b")RtR")
+            made += (function, storage, location, b"tQ", size, stride, hooks, b")RtR")
         made.append(b"t")
         at = run.end
     made.append(window.read_at(at, scan.end - at))

@@ -147,8 +147,10 @@ def _nothing_known(path: str, head: bytes) -> ReadError:
     if text and all(c.isprintable() or c.isspace() for c in text):
         if path.endswith(".py"):
             return foreign(path, "a Python file", "give a file of weights; models are given as MODEL")
-        first = text.strip().splitlines()[0][:40]
-        return foreign(path, f"a text file that begins `{show(first)}`", DOWNLOAD)
+        words = text.strip()
+        if not words:
+            return foreign(path, "a text file of nothing but white space", DOWNLOAD)
+        return foreign(path, f"a text file that begins `{show(words.splitlines()[0][:40])}`", DOWNLOAD)
     return UnknownFormatError(
         f"{show(path)}: no known checkpoint format (it begins with {head[:8].hex(' ')}); "
         "torch (.pth, .pt, .ckpt, .bin), safetensors and shard indexes can be read"

@@ -64,6 +64,10 @@ def test_inspect_is_the_same_with_and_without_the_parser(run: Run, files: Path, 
     assert run("inspect", file, "--format", form) == parsed
     assert run("inspect", "--format", form, file) == parsed
     assert form != "text" or run("inspect", file) == parsed
+    parsed = run("inspect", file, "--format", form, "--exit-zero", "-o", "-")
+    assert run("inspect", "--exit-zero", file, "--format", form) == parsed
+    for odd in (["--format", "--exit-zero", file], [file, "--format"], [file, file], ["", "--exit-zero"], []):
+        assert run("inspect", *odd) == run("inspect", "-v", *odd)
 
 
 def test_inspect_exits_1_when_something_is_unusual(run: Run, here: Path) -> None:

@@ -55,6 +55,7 @@ FOREIGN = {
     "configuration": (b'{"architectures": ["Bert"], "model_type": "bert"}', "same folder"),
     "without a weight_map": (b'{"a": 1}', "shard index"),
     "begins like JSON": (b'{"a": ', "checkpoint"),
+    "nothing but white space": (b"\n\n", "download"),
     "text file that begins `Entry not found`": (b"Entry not found\n...", "download"),
     "gzip": (gzip.compress(b"x"), "gunzip"),
     "bzip2": (bz2.compress(b"x"), "bunzip2"),
