@@ -59,7 +59,7 @@ def _write(state: State, pair: Pair, chain: Chain, evidence: tuple[str, ...]) ->
 
 def _targets(src: Leaf, dst: Leaf, chain: Chain) -> list[tuple[str, Chain]]:
     """Canonical target names and the whole chain for each (a fused source feeds several)."""
-    full = (*src.ops, *chain)
+    full = (*src.ops, *chain) if src.ops else chain
     if dst.parts:
         return [(key, (*full, *part)) for key, part in zip(dst.keys, dst.parts, strict=True)]
     if len(dst.keys) == 1:

@@ -228,7 +228,8 @@ def read_name(path: str) -> Name:
     return Name(path, concepts, numbers, form.skeleton, flat, steps, form, places)
 
 
-name_of = lru_cache(maxsize=65536)(read_name)  # for paths that are asked for more than once
+# For paths that are asked for more than once, soon after: siblings come together.
+name_of = lru_cache(maxsize=8192)(read_name)
 
 
 def _below(above: Name, path: str, segment: _Segment) -> Name:

@@ -97,25 +97,18 @@ def _agreeing(names: Mapping[str, Shape], prefix: str, others: Mapping[str, Shap
     return sum([others.get(name) == shape for name, shape in below])
 
 
+def _dots(name: str) -> Iterator[int]:
+    at = name.find(".")
+    for _ in range(4):
+        if at < 0:
+            return
+        yield at
+        at = name.find(".", at + 1)
+
+
 def _prefixes(names: Iterable[str], most: int) -> list[str]:
     """The prefixes of up to four segments with most below them."""
-    # Counted by the longest first: there are few of them, and what is above them follows.
-    longest: Counter[str] = Counter()
-    for name in names:
-        at, after = -1, name.find(".")
-        for _ in range(4):
-            if after < 0:
-                break
-            at, after = after, name.find(".", after + 1)
-        if at >= 0:
-            longest[name[:at]] += 1
-    sizes: Counter[str] = Counter()
-    for prefix, n in longest.items():
-        at = prefix.find(".")
-        while at >= 0:
-            sizes[prefix[:at]] += n
-            at = prefix.find(".", at + 1)
-        sizes[prefix] += n
+    sizes = Counter(name[:at] for name in names for at in _dots(name))
     return [p for p, n in sizes.most_common(most) if n > 1]
 
 

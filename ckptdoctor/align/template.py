@@ -48,20 +48,23 @@ def _identity(unit: Unit, block_class: dict[Path, int]) -> tuple[object, ...]:
 
 def _classes(units: Sequence[Unit]) -> dict[Path, int]:
     """Path of a numbered block -> id shared by all equal blocks of one list."""
-    content: dict[Path, int] = defaultdict(int)
-    size: dict[Path, int] = defaultdict(int)
+    held: dict[Path, list[int]] = {}  # what is in a block, as a sum of hashes, and how much
     for unit in units:
         flat = unit.name.flat
         for i in unit.name.places:
-            block = flat[: i + 1]
-            content[block] += hash((flat[i + 1 :], unit.exact)) & 0xFFFFFFFFFFFF
-            size[block] += 1
+            own = hash((flat[i + 1 :], unit.exact)) & 0xFFFFFFFFFFFF
+            block = held.get(flat[: i + 1])
+            if block is None:
+                held[flat[: i + 1]] = [own, 1]
+            else:
+                block[0] += own
+                block[1] += 1
     lists: dict[tuple[Path, int], list[Path]] = defaultdict(list)
-    for path, total in content.items():
+    for path, (total, _) in held.items():
         lists[path[:-1], total].append(path)
     found: dict[Path, int] = {}
     for (_, total), blocks in lists.items():
-        least = REPEATS if size[blocks[0]] > 1 else LONE_REPEATS
+        least = REPEATS if held[blocks[0]][1] > 1 else LONE_REPEATS
         if len(blocks) >= least:
             found.update(dict.fromkeys(blocks, total))
     return found

@@ -122,7 +122,8 @@ class _Parts:
         steps: list[Step] = [*strip_steps, *self.drops(names), *moves.steps]
         steps += tie_steps(self.fills, literal=way is literal_steps)
         steps += self.own_values()
-        steps += cast_steps(self.fills, self.source, self.target)
+        if len(self.source.dtypes | self.target.dtypes) > 1:
+            steps += cast_steps(self.fills, self.source, self.target)
         steps += place_steps(self.source)
         return Plan(
             source=head[0],

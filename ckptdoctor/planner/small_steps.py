@@ -49,8 +49,6 @@ def tie_steps(fills: Mapping[str, Fill], *, literal: bool) -> list[Tie]:
 
 def cast_steps(fills: Mapping[str, Fill], source: ParamTree, target: ParamTree) -> list[Cast]:
     """One cast step for each pair of dtypes."""
-    if len(source.dtypes | target.dtypes) == 1:
-        return []
     groups: dict[tuple[str, str, CastClass], list[str]] = {}
     loaded = [k for k, f in fills.items() if f.kind == "load"]
     for key in loaded:

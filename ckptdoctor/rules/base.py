@@ -61,6 +61,17 @@ class Case:
         return {s: m.target for m in self.matches.values() for s in m.sources}
 
     @cached_property
+    def strips(self) -> Sequence[Mapping[str, str]]:
+        """Checkpoint key -> its name, before the alignment's first strip and after each one."""
+        from ckptdoctor.rules.strips import strip_names
+
+        keys = self.source.specs if self.source is not None else ()
+        found: list[Mapping[str, str]] = [dict(zip(keys, keys, strict=True))]
+        for strip in self.alignment.strips if self.alignment is not None else ():
+            found.append(strip_names(found[-1], strip, self.partners))
+        return found
+
+    @cached_property
     def stripped(self) -> Mapping[str, str]:
         """Checkpoint key -> its name once the wrappers' segments that the model lacks are taken out."""
         from ckptdoctor.rules.strips import strip_all
@@ -68,7 +79,7 @@ class Case:
         if self.source is None or self.alignment is None:
             return {}
         partners, keys = self.partners, self.source.specs
-        names = strip_all(keys, self.alignment.strips, partners)
+        names = self.strips[-1]
         # A prefix that no wrapper is known for, and that makes no name fit, is part of a rename.
         known = [
             strip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ckptdoctor.align.model import Question
@@ -91,9 +92,10 @@ def _why(case: Case, pairs: Sequence[tuple[str, str]], planned: str) -> str:
         return printable(planned)
     assert case.alignment is not None
     words: dict[str, int] = {}
-    for _, target in pairs:
-        for reason in case.alignment.matches[target].evidence[:3]:
-            words[reason] = words.get(reason, 0) + 1
+    counted = Counter(case.alignment.matches[target].evidence[:3] for _, target in pairs)
+    for reasons, n in counted.items():
+        for reason in reasons:
+            words[reason] = words.get(reason, 0) + n
     best = sorted(words, key=lambda w: -words[w])[:2]
     return printable("; ".join(best))
 

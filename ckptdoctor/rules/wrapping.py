@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from ckptdoctor.align.model import Strip
 from ckptdoctor.diagnostics import Diagnostic, Help, Line
 from ckptdoctor.keys import printable
 from ckptdoctor.rules.base import Case, Example, Rule
-from ckptdoctor.rules.strips import added_segment, column, strip_names
+from ckptdoctor.rules.strips import added_segment, column
 from ckptdoctor.rules.words import columns, count, flag, quoted, shell_words, tree_words
 
 SHOWN = 64  # columns of an example key
@@ -49,13 +50,10 @@ class WrapperPrefix(Rule):
         """One finding a strip of the alignment."""
         if case.alignment is None or case.source is None:
             return
-        names, partners = dict(zip(case.source.specs, case.source.specs, strict=True)), case.partners
-        for strip in case.alignment.strips:
-            after = strip_names(names, strip, partners)
-            hit = [key for key, name in after.items() if name != names[key]]
-            names = after
+        for strip, (before, after) in zip(case.alignment.strips, pairwise(case.strips), strict=True):
+            hit = [key for key, name in after.items() if name != before[key]]
             # A prefix that no wrapper is known for, and that makes no name fit, is part of a rename.
-            useful = strip.wrapper or any(case.stripped[key] == partners.get(key) for key in hit)
+            useful = strip.wrapper or any(case.stripped[key] == case.partners.get(key) for key in hit)
             if hit and useful:
                 yield self._finding(case, strip, hit)
 
