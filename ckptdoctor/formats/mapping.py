@@ -8,7 +8,6 @@ every careful writer does, is safe.
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import sys
@@ -45,10 +44,10 @@ class FileMap:
         self._present: set[int] = set()  # blocks of STEP bytes that were brought in
 
     def crc32(self, offset: int, nbytes: int) -> int | None:
-        """The checksum of these bytes; None where the system cannot bring them in beforehand.
+        """The checksum of these bytes; None where the system cannot bring them in: read them instead.
 
-        It makes the pages present that the copy reads next, which costs as much as the copy itself. To ask
-        for them first makes what cannot be read an OSError; to touch them would end the process.
+        It makes the pages present that the copy reads next, which costs as much as the copy itself. They are
+        asked for first, because to touch what cannot be read would end the process.
         """
         crc, at, end = 0, offset, offset + nbytes
         while at < end:
@@ -65,10 +64,8 @@ class FileMap:
         first = block * STEP
         try:
             self._memory.madvise(POPULATE_READ, first, min(STEP, len(self._memory) - first))
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # an older Linux
-                return False
-            raise
+        except OSError:  # an older Linux, or the file was cut or cannot be read
+            return False
         self._present.add(block)
         return True
 
