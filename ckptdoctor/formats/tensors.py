@@ -203,7 +203,8 @@ class TensorReader:
         if file is None:
             return None
         self._check_once(spec.storage, ref)
-        return file.tensor(self._dtype(key, spec.dtype), spec.numel, ref.offset).view(spec.shape)
+        row = file.tensor(self._dtype(key, spec.dtype), spec.numel, ref.offset)
+        return row if len(spec.shape) == 1 else row.view(spec.shape)
 
     def close(self) -> None:
         """Close the files and forget shared storages."""
