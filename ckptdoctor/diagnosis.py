@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,6 +169,10 @@ class Judged:
     def narrated(self) -> Diagnosis:
         """What was found, in words."""
         case = self.case
+        if case.target.kind is not None:
+            from ckptdoctor.targets.live import placed
+
+            case = replace(case, target=placed(case.target))
         return Diagnosis(
             archive=case.archive,
             target=case.target,

@@ -8,11 +8,10 @@ every careful writer does, is safe.
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import sys
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 from ckptdoctor.formats.base import StorageRef
@@ -41,32 +40,41 @@ class FileMap:
             self._memory = mmap.mmap(descriptor, size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
         else:
             self._memory = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+        self._view = memoryview(self._memory)
+        self._present: set[int] = set()  # blocks of STEP bytes that were brought in
 
     def crc32(self, offset: int, nbytes: int) -> int | None:
-        """The checksum of these bytes; None where the system cannot bring them in beforehand.
+        """The checksum of these bytes; None where the system cannot bring them in: read them instead.
 
-        It makes the pages present that the copy reads next, which costs as much as the copy itself. To ask
-        for them first makes what cannot be read an OSError; to touch them would end the process.
+        It makes the pages present that the copy reads next, which costs as much as the copy itself. They are
+        asked for first, because to touch what cannot be read would end the process.
         """
-        crc, view = 0, memoryview(self._memory)
-        for at in range(offset, offset + nbytes, STEP):
-            end = min(at + STEP, offset + nbytes)
-            first = at - at % mmap.PAGESIZE
-            if not self._bring_in(first, end - first):
+        crc, at, end = 0, offset, offset + nbytes
+        while at < end:
+            block, stop = at // STEP, min(at - at % STEP + STEP, end)
+            if block not in self._present and not self._bring_in(block):
                 return None
-            crc = crc32(view[at:end], crc)
+            crc = crc32(self._view[at:stop], crc)
+            at = stop
         return crc
 
-    def _bring_in(self, offset: int, nbytes: int) -> bool:
+    def _bring_in(self, block: int) -> bool:
         if not sys.platform.startswith("linux"):
             return False
+        first = block * STEP
         try:
-            self._memory.madvise(POPULATE_READ, offset, nbytes)
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # an older Linux
-                return False
-            raise
+            self._memory.madvise(POPULATE_READ, first, min(STEP, len(self._memory) - first))
+        except OSError:  # an older Linux, or the file was cut or cannot be read
+            return False
+        self._present.add(block)
         return True
+
+    @cached_property
+    def address(self) -> int:
+        """Where the file begins in memory."""
+        import torch
+
+        return self.tensor(torch.uint8, 1, 0).data_ptr()
 
     def storage(self, offset: int, nbytes: int) -> torch.UntypedStorage:
         """The memory of these bytes."""

@@ -112,6 +112,35 @@ class TensorReader:
             self._kept[name] = storage
             self._checked.add(name)
 
+    def holds(self, key: str, tensor: torch.Tensor) -> bool:
+        """Whether `tensor` is exactly the bytes of `key` in the mapped file. False where it only may be."""
+        spec = self._specs[key]
+        ref = self.archive.storages.get(spec.storage)
+        if ref is None or not self._is_whole(spec, ref) or key in self.state_dict.recipes:
+            return False
+        file = self._files.mapped(ref.file) if self.mapped else None
+        return (
+            file is not None
+            and tensor.data_ptr() == file.address + ref.offset
+            and tensor.shape == spec.shape
+            and tensor.dtype == self._dtype(key, spec.dtype)
+            and tensor.is_contiguous()
+            and not (tensor.is_conj() or tensor.is_neg())
+            and (not self.check_crc or ref.crc is None or spec.storage in self._checked)
+        )
+
+    @staticmethod
+    def _is_whole(spec: TensorSpec, ref: StorageRef) -> bool:
+        """Whether it is all of a storage that can be mapped."""
+        itemsize = element_size(spec.dtype)
+        return (
+            spec.layout == "strided"
+            and spec.strides is None
+            and spec.dtype == ref.dtype
+            and spec.numel * itemsize == ref.nbytes
+            and can_map(ref, itemsize, sys.byteorder)
+        )
+
     def lends(self, key: str) -> bool:
         """Whether the tensor of `key` is a whole storage that no other key uses, so that it can be kept."""
         spec = self.state_dict.tree[key]
@@ -172,16 +201,14 @@ class TensorReader:
     def _whole(self, key: str, spec: TensorSpec) -> torch.Tensor | None:
         """The usual tensor in few steps: all of a mapped storage that no other key uses. None for others."""
         ref = self.archive.storages.get(spec.storage)
-        if ref is None or spec.layout != "strided" or spec.strides is not None or spec.dtype != ref.dtype:
-            return None
-        count, itemsize = spec.numel, element_size(spec.dtype)
-        if count * itemsize != ref.nbytes or not can_map(ref, itemsize, sys.byteorder):
+        if ref is None or not self._is_whole(spec, ref):
             return None
         file = self._files.mapped(ref.file)
         if file is None:
             return None
         self._check_once(spec.storage, ref)
-        return file.tensor(self._dtype(key, spec.dtype), count, ref.offset).view(spec.shape)
+        row = file.tensor(self._dtype(key, spec.dtype), spec.numel, ref.offset)
+        return row if len(spec.shape) == 1 else row.view(spec.shape)
 
     def close(self) -> None:
         """Close the files and forget shared storages."""

@@ -24,6 +24,7 @@ class Target:
     lines: Mapping[str, str] = field(default_factory=dict)
     candidates: tuple[Target, ...] = ()
     notes: tuple[str, ...] = ()
+    kind: type | None = field(default=None, compare=False, repr=False)
 
     def place_of(self, key: str) -> str:
         """``file:line`` of the nearest part of ``key`` whose line is known, else ``place``.

@@ -18,12 +18,22 @@ if TYPE_CHECKING:
 
 
 def live_target(model: torch.nn.Module) -> Target:
-    """The target of a module at hand, with the declarations of the nearest ``pyproject.toml``."""
+    """The target of a module at hand, with the declarations of the nearest ``pyproject.toml``.
+
+    Its place is found by :func:`placed`, where somebody wants to read it.
+    """
+    return with_settings(Target(snapshot(model), type(model).__name__, kind=type(model)), Path())
+
+
+def placed(target: Target) -> Target:
+    """The same with the place of its class, where that is known."""
+    if target.kind is None or target.place:
+        return target
     place = ""
     with suppress(TypeError, OSError, UnicodeDecodeError):
-        file = inspect.getsourcefile(type(model)) or ""
-        place = f"{Path(file).name}:{_line(type(model), Path(file))}" if file else ""
-    return with_settings(Target(snapshot(model), type(model).__name__, place), Path())
+        file = inspect.getsourcefile(target.kind) or ""
+        place = f"{Path(file).name}:{_line(target.kind, Path(file))}" if file else ""
+    return replace(target, place=place)
 
 
 def _line(kind: type, file: Path) -> int:

@@ -53,7 +53,8 @@ def _snapshot(model: torch.nn.Module) -> ParamTree:
     tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
     _refuse_lazy(model, tensors)
     read = _SpecReader()
-    specs = {key: read(tensor, _kind(tensor, key, kinds)) for key, tensor in tensors.items()}
+    # By identity first: hooks may rename keys. By key for state dicts whose tensors were detached.
+    specs = {k: read(t, kinds.get(id(t)) or kinds.get(k, "")) for k, t in tensors.items()}
     return ParamTree(
         specs=specs,
         ordered=True,
@@ -76,11 +77,14 @@ def _facts(visited: Visited) -> tuple[Fact, ...]:
     layers: list[Fact] = []
     configs: dict[int, Mapping[str, Any]] = {}
     for path, module in visited:
+        own = vars(module)
         if not path:
-            found += facts_of(vars(module), "the model's attributes")
+            found += facts_of(own, "the model's attributes")
         elif "att" in class_name(module).lower():
-            layers += facts_of(vars(module), "the model's attributes")
-        config = vars(module).get("config")
+            layers += facts_of(own, "the model's attributes")
+        config = own.get("config")
+        if config is None:
+            continue
         entries = config if isinstance(config, Mapping) else getattr(config, "__dict__", None)
         if isinstance(entries, Mapping):
             # transformers keeps this one on the class.
@@ -178,10 +182,14 @@ def _walk(visited: Visited) -> tuple[dict[str, str], dict[int | str, Kind], dict
     transient: dict[str, torch.Tensor] = {}
     for path, module in visited:
         modules[path] = class_name(module)
+        if not module._parameters and not module._buffers:
+            continue
         dot = path + "." if path else ""
         for name, tensor in module._parameters.items():
             if tensor is not None:
                 kinds[id(tensor)] = kinds[dot + name] = "param"
+        if not module._buffers:
+            continue
         hidden = getattr(module, "_non_persistent_buffers_set", ())
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -190,11 +198,6 @@ def _walk(visited: Visited) -> tuple[dict[str, str], dict[int | str, Kind], dict
                 if name in hidden:
                     transient[dot + name] = buffer
     return modules, kinds, transient
-
-
-def _kind(tensor: torch.Tensor, key: str, kinds: Mapping[int | str, Kind]) -> Kind:
-    # By identity first: hooks may rename keys. By key for state dicts whose tensors were detached.
-    return kinds.get(id(tensor)) or kinds.get(key, "")
 
 
 def _refuse_lazy(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -46,7 +46,13 @@ def verify_model(
         tensor = state.get(key)
         if tensor is not None and not tensor.is_meta:
             due = pending(key) if pending is not None else None
-            problems += _one(key, fill, reader, state, tensor if due is None else due, before, casts, bits)
+            found = tensor.detach() if due is None else due
+            if fill.kind != "load":
+                problems += _own(key, fill, state, before)
+            elif bits or fill.cast:
+                problems += replayed(key, fill, reader, found, casts)
+            else:
+                casts[key] = (dtype_name(found.dtype), "lossless")
     problems += lossy_casts(casts, accept)
     if problems:
         raise VerifyError(words(problems, "the model is as it was before"))
@@ -94,21 +100,9 @@ def _memory(tensor: Tensor) -> tuple[object, ...]:
     return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
 
 
-def _one(
-    key: str,
-    fill: Fill,
-    reader: Reader,
-    state: Mapping[str, Tensor],
-    found: Tensor,
-    before: Before | None,
-    casts: Casts,
-    bits: bool,
-) -> Iterator[str]:
-    if fill.kind == "load" and not bits and not fill.cast:
-        casts[key] = (dtype_name(found.dtype), "lossless")
-    elif fill.kind == "load":
-        yield from replayed(key, fill, reader, found.detach(), casts)
-    elif fill.kind == "tie":
+def _own(key: str, fill: Fill, state: Mapping[str, Tensor], before: Before | None) -> Iterator[str]:
+    """What is wrong with a key that is not loaded."""
+    if fill.kind == "tie":
         if fill.tied_to not in state or _memory(state[key]) != _memory(state[fill.tied_to]):
             yield f"{quoted(key)} is not the same tensor as {quoted(fill.tied_to)}"
     elif before is not None:

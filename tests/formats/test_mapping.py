@@ -244,3 +244,26 @@ def test_an_older_system_sums_by_reading(tmp_path: Path, monkeypatch: pytest.Mon
     path.write_bytes(raw)
     with pytest.raises(CorruptCheckpointError):
         opened(path, mapped=True).check(STATE)
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_a_reader_knows_its_own_memory(tmp_path: Path, kind: str) -> None:
+    state = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.arange(12.0).reshape(3, 4)}
+    path = tmp_path / f"m.{kind}"
+    torch.save(state, path) if kind == "pth" else save_file(state, path)
+    read, private = opened(path, mapped=True), opened(path)
+    a = read("a")
+    assert read.holds("a", a) and read.again().holds("a", a) and read.holds("a", nn.Parameter(a))
+    for other in (a.clone(), read("b"), a.view(4, 3), a.view(torch.int32), a[:2], a.mT, private("a")):
+        assert not read.holds("a", other)
+    assert not private.holds("a", private("a")) and not read.holds("b", a)
+    assert not opened(path, mapped=True).holds("a", a), "mapped once more, elsewhere"
+
+
+def test_memory_whose_checksum_was_not_looked_at_is_not_known(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(9)}, tmp_path / "m.pth")
+    careless, careful = (opened(tmp_path / "m.pth", mapped=True, check_crc=c) for c in (False, True))
+    careful._files = careless.files
+    assert careless.holds("a", careless("a")) and not careful.holds("a", careless("a"))
+    careful.check(["a"])
+    assert careful.holds("a", careless("a"))
