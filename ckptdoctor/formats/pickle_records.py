@@ -110,8 +110,8 @@ def _row(bound: int) -> bytes:
     third, fourth = min(bound >> 16, 0xFF), min(bound >> 24, 0xFF)
     put = rb"r.(?:[^\0][\0-\x%02x]|\0[\1-\x%02x])[\0-\x%02x]" % (third, third, fourth)
     size = rb"(?:I\x85|II\x86|III\x87|\)|\(I{0,12}t)"
-    row = rb"X(T)P(G\(\(GG)X(T)P(GI)tPQ(IS)P?+(S)P?+([\x88\x89]G)\)RPtPRP".replace(b"S", size)
-    for letter, spelled in ((b"I", rb"(?:K.|M..|J.{4})"), (b"G", b"h."), (b"P", b"(?:" + put + b")")):
+    row = rb"X(T)P(G\(\(GG)X(T)P(GI)tPQ(IS)P(S)P([\x88\x89]G)\)RPtPRP".replace(b"S", size)
+    for letter, spelled in ((b"I", rb"(?:K.|M..|J.{4})"), (b"G", b"h."), (b"P", b"(?:" + put + b")?+")):
         row = row.replace(letter, spelled)
     return row.replace(b"(T)", rb"([^\0])\0\0\0(" + _TEXT + b")")
 

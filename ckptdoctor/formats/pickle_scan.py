@@ -135,7 +135,7 @@ class Scan:
     def _run_skipped(self) -> bool:
         """Keys and their tensors, as many as follow each other with one way of numbering the memo."""
         assert self._skip_run is not None
-        if self._memoized or not self._skip_run.begin(self._data, self._at):
+        if self._memoized or not self._puts or not self._skip_run.begin(self._data, self._at):
             return False
         taken = self._skip_run.take(self._data, self._at)
         if taken is None:

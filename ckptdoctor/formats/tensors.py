@@ -76,7 +76,9 @@ class TensorReader:
         mapped = self.mapped or False not in [is_local(path) for path in self.archive.files]
         other = TensorReader(self.archive, self.state_dict, check_crc=self.check_crc, mapped=mapped)
         other._files, other._checked = self._files, self._checked
-        other._users, other._dtypes = self._users, self._dtypes
+        other._dtypes = self._dtypes
+        if "_users" in vars(self):  # a repair asks nobody for them
+            other._users = self._users
         return other
 
     def prepare(self, keys: Iterable[str]) -> None:

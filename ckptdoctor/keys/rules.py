@@ -55,12 +55,15 @@ class Rule:
 class FirstMatch:
     """Which of many patterns, in order, fit a key; the cost hardly grows with their number.
 
-    With ``to``, what the key becomes by them: each is then one side of a :class:`Rule`.
+    With ``to``, what the key becomes by them: each is then one side of a :class:`Rule`, and PatternError is
+    raised for what is none.
     """
 
     def __init__(self, patterns: Sequence[str], to: Sequence[str] = ()) -> None:
         self._patterns = [capture(text) for text in patterns]
         self._to = [capture(text) for text in to]
+        for sides in zip(patterns, to, strict=bool(to)):
+            Rule(*sides)
         self._literal: dict[str, list[int]] = {}
         self._root = _Node()
         self._forms: dict[Form, _Filed] = {}  # keys of equal blocks ask once

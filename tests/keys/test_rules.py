@@ -164,3 +164,11 @@ def test_a_cover_is_short() -> None:
     assert cover([k for k in keys if k.endswith("steps")], keys) == ["**.steps"]
     assert cover([k for k in keys if k.startswith("layer2")], keys) == ["layer2.**"]
     assert cover(keys, keys) == ["**"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("a.{i}", "b"), ("a.b", "b.{i}"), ("a.*", "b"), ("a.**", "b.*"), ("a.{i}", "b.{j}")]
+)
+def test_two_patterns_that_are_no_rule_rename_nothing(old: str, new: str) -> None:
+    with pytest.raises(PatternError):
+        FirstMatch(["x", old], ["y", new])
