@@ -115,10 +115,14 @@ def _own_place(source: Path, target: Path, known: Collection[str]) -> Path | Non
 
 
 def _counted_on(source: Path, target: Path, rival: Path, other: Path) -> bool:
-    """Whether both are of one list whose numbers moved one way: `1 -> 0` and `2 -> 1`."""
+    """Whether both are of one list whose numbers moved one way: `1 -> 0` and `2 -> 1`.
+
+    Or the rival is a namesake of what it fills. `stem.1.conv` is none of `stem.1.1.conv`, although both end
+    with `1.conv`: one is the second of its list, the other the second of what that holds.
+    """
     n = _tail(source, target)
     if rival[: -n - 1] != source[: -n - 1] or rival[len(rival) - n :] != source[len(source) - n :]:
-        return rival[-n - 1 :] == other[-n - 1 :]  # filled by a namesake of its own
+        return rival[-n - 1 :] == other[-n - 1 :] and _below_number(rival, n) == _below_number(other, n)
     mine, theirs = source[-n - 1], rival[-n - 1]
     if _NUMBER.sub("#", mine) != _NUMBER.sub("#", theirs):
         return False
@@ -127,6 +131,11 @@ def _counted_on(source: Path, target: Path, rival: Path, other: Path) -> bool:
         return False
     to, at, after = (numbers[-1] for numbers in moved)
     return (to < at) == (at < after)
+
+
+def _below_number(path: Path, n: int) -> bool:
+    """Whether the last but ``n`` segments are a number below another."""
+    return len(path) > n + 1 and path[-n - 1].isdecimal() and path[-n - 2].isdecimal()
 
 
 def _ask(state: State, match: Match, rival: Match, why: str) -> None:

@@ -28,6 +28,17 @@ def test_a_block_that_lost_its_number_does_not_push_another_out_of_its_own():
     assert found.verdict == "undecided"
 
 
+def test_a_block_that_lost_its_number_is_not_taken_for_the_number_of_the_list_above():
+    def part(path: str) -> Shapes:
+        gates: Shapes = {f"{path}.c.weight_ih_l0": (6, 2), f"{path}.c.weight_hh_l0": (6, 2)}
+        return gates | linear(f"{path}.wv", 8, 3)
+
+    target = tree(*(part(f"stem.1.{i}") for i in range(2)))
+    found = align(tree(part("stem.1"), part("stem.1.1")), target)
+    assert claims(found).get("stem.1.1.wv.weight", "stem.1.1.wv.weight") == "stem.1.1.wv.weight"
+    assert found.verdict == "undecided"
+
+
 def test_a_list_that_counts_from_another_number_is_still_one_list():
     source = tree(*(block(f"layers.{i}") for i in range(1, 4)))
     target = tree(*(block(f"layers.{i}") for i in range(3)))
