@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ckptdoctor.formats import open_checkpoint
-from ckptdoctor.formats.describe import describe
 from ckptdoctor.formats.tensors import TensorReader
+from tests.formats.describing import describe
 from tests.formats.samples import FORMATS, assert_same, only, repack, save_legacy, save_zip, tensors
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from ckptdoctor.formats import open_checkpoint
 from ckptdoctor.formats.base import Archive
-from ckptdoctor.formats.describe import describe
+from tests.formats.describing import describe
 from tests.formats.samples import assert_same, only, save_legacy, save_zip
 
 

@@ -1,4 +1,4 @@
-"""An archive as plain data for JSON, in a versioned form."""
+"""An archive as plain data that tests compare: each tensor with its storage, in the order of the file."""
 
 from __future__ import annotations
 
