@@ -87,8 +87,9 @@ def _divide(found: Places, state: Mapping[str, Any]) -> bool:
 
 def _slots(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for table in (module._parameters, module._buffers):
-        if table:
-            yield from (row for row in table.items() if row[1] is not None)  # type: ignore[misc]
+        for name, tensor in table.items():
+            if tensor is not None:
+                yield name, tensor
 
 
 _OWN = frozenset(("_load_from_state_dict", "state_dict"))

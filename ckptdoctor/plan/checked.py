@@ -50,6 +50,7 @@ def outer_name(name: str) -> str:
     return name.rstrip("_")
 
 
+@dataclass(frozen=True)
 class Checked:
     """Base of frozen dataclasses: fields pass the checks of their annotations, or ValueError is raised."""
 
@@ -69,7 +70,7 @@ class Checked:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the names that files have."""
-        return {outer_name(f.name): _plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        return {outer_name(f.name): _plain(getattr(self, f.name)) for f in fields(self)}
 
 
 def _plain(value: object) -> Any:
