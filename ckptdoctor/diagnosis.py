@@ -321,8 +321,7 @@ def _plainly_loadable(case: Case, chosen: StateDict) -> bool:
 
 def foreign_devices(tree: ParamTree | None) -> tuple[str, ...]:
     """The device tags of the tree that this machine cannot restore, in order of appearance."""
-    tags = dict.fromkeys(s.device for s in tree.specs.values()) if tree is not None else {}
-    return tuple(tag for tag in tags if not _have_device(tag))
+    return tuple(tag for tag in tree.devices if not _have_device(tag)) if tree is not None else ()
 
 
 def _have_device(tag: str) -> bool:

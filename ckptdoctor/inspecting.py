@@ -23,7 +23,7 @@ def inspect(path: str | os.PathLike[str], *, deep: bool = False) -> Archive:
     >>> [state_dict.path for state_dict in archive.state_dicts]         # doctest: +SKIP
     ['state_dict']
     """
-    archive = open_checkpoint(path, lazy=True)
+    archive = open_checkpoint(path)
     if archive.mentions_optimizer:
         from ckptdoctor.training.checks import archive_findings
 

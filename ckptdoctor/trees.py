@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from json.encoder import encode_basestring_ascii
 from math import prod
+from operator import itemgetter
 from typing import Any, Literal
 
 from ckptdoctor.facts import Fact
@@ -29,8 +33,8 @@ DTYPE_SIZES: dict[str, int] = {
 _ROWS = 10_000  # of a digest's text at a time
 
 
-def _json(rows: list[Any]) -> bytes:
-    return json.dumps(rows, separators=(",", ":"), ensure_ascii=True).encode()
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,19 @@ class TensorSpec:
     def nbytes(self) -> int:
         """Bytes of a dense copy."""
         return self.numel * DTYPE_SIZES.get(self.dtype, 1)
+
+
+class Kinds(Mapping[str, TensorSpec]):
+    """Specs of which many are alike but for their storages, and cost something to be told apart."""
+
+    @abstractmethod
+    def alike(self) -> Iterable[tuple[str, TensorSpec]]:
+        """Each key with a spec that is its own but for the storage."""
+
+    @property
+    @abstractmethod
+    def apart(self) -> bool:
+        """Whether no storage belongs to two keys."""
 
 
 @dataclass(frozen=True)
@@ -101,25 +118,47 @@ class ParamTree:
     def ties(self) -> tuple[tuple[str, ...], ...]:
         """Groups of two or more keys that are one and the same tensor, in order."""
         groups: dict[tuple[object, ...], list[str]] = {}
+        if isinstance(self.specs, Kinds) and self.specs.apart:
+            return ()
         for key, s in self.specs.items():
             if s.storage and s.numel:
                 groups.setdefault((s.storage, s.offset, s.shape, s.strides, s.dtype), []).append(key)
         return tuple(tuple(g) for g in groups.values() if len(g) > 1)
 
     @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Key -> shape."""
+        return {key: spec.shape for key, spec in self.alike()}
+
+    def alike(self) -> Iterable[tuple[str, TensorSpec]]:
+        """Keys and specs, of which the storages do not count: cheaper than ``specs.items()`` for files."""
+        return self.specs.alike() if isinstance(self.specs, Kinds) else self.specs.items()
+
+    @cached_property
     def dtypes(self) -> frozenset[str]:
         """All dtypes of the tensors."""
-        return frozenset([s.dtype for s in self.specs.values()])
+        return frozenset([spec.dtype for _, spec in self.alike()])
+
+    @cached_property
+    def devices(self) -> Counter[str]:
+        """How many tensors each device tag has, in order of appearance."""
+        return Counter([spec.device for _, spec in self.alike()])
 
     @cached_property
     def digest(self) -> str:
         """``sha256:...`` of keys, shapes, dtypes and ties; key order, device and container do not count."""
         # The text of `[[[key, shape, dtype], ...], ties]`, a part at a time: it is as large as the tree.
-        made, keys = hashlib.sha256(b"[["), sorted(self.specs)
-        for at in range(0, len(keys), _ROWS):
-            specs = ((k, self.specs[k]) for k in keys[at : at + _ROWS])
-            made.update((b"," if at else b"") + _json([[k, list(s.shape), s.dtype] for k, s in specs])[1:-1])
-        made.update(b"]," + _json(sorted(sorted(g) for g in self.ties)) + b"]")
+        made, rows = hashlib.sha256(b"[["), sorted(self.alike(), key=itemgetter(0))
+        ends: dict[tuple[object, ...], str] = {}
+        for at in range(0, len(rows), _ROWS):
+            texts = []
+            for key, spec in rows[at : at + _ROWS]:
+                kind = (spec.shape, spec.dtype)
+                if kind not in ends:
+                    ends[kind] = f",{_json(spec.shape)},{_json(spec.dtype)}]"
+                texts.append(f"[{encode_basestring_ascii(key)}{ends[kind]}")
+            made.update((b"," if at else b"") + ",".join(texts).encode())
+        made.update(f"],{_json(sorted(sorted(g) for g in self.ties))}]".encode())
         return "sha256:" + made.hexdigest()
 
     def subset(self, keys: Iterable[str]) -> ParamTree:

@@ -7,7 +7,7 @@ To add a wrapper, add a row. A segment is removed only where the bare tree does 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import NamedTuple
 
 
@@ -31,6 +31,7 @@ WRAPPERS: tuple[Wrapper, ...] = (
 BY_SEGMENT = {w.segment: w for w in WRAPPERS}
 # A cheap first look: most keys carry no wrapper inside.
 _INSIDE = re.compile(rf"\.(?:{'|'.join(w.segment for w in WRAPPERS if w.anywhere)})(?:\.|$)").search
+_INSIDE_TEXTS = tuple(f".{w.segment}" for w in WRAPPERS if w.anywhere)
 _MARK = "._"  # what every wrapper inside a key begins with; a regex takes ten times as long to find none
 
 
@@ -64,8 +65,30 @@ def strip_key(key: str, own: frozenset[str] = frozenset()) -> str:
     return ".".join(out) or key
 
 
-def wrapper_counts(keys: Iterable[str], own: frozenset[str] = frozenset()) -> dict[str, int]:
+def strip_keys(keys: Collection[str]) -> Collection[str]:
+    """:func:`strip_key` of each; cheap where all keys are wrapped alike, or none is."""
+    rests = keys
+    while segment := _front(rests):
+        rests = [key[len(segment) + 1 :] for key in rests]
+    return rests if segment == "" and "" not in rests else [strip_key(key) for key in keys]
+
+
+def _front(keys: Collection[str]) -> str | None:
+    """The wrapper that all keys begin with, ``""`` where no key has any, None where it is not so simple."""
+    fronts = {key.partition(".")[0] for key in keys}
+    if fronts.isdisjoint(BY_SEGMENT):
+        text = "\n".join(keys)
+        return None if any(inside in text for inside in _INSIDE_TEXTS) else ""
+    (front,) = fronts if len(fronts) == 1 else (None,)
+    return None if front is None or front in keys else front
+
+
+def wrapper_counts(keys: Collection[str], own: frozenset[str] = frozenset()) -> dict[str, int]:
     """Wrapper segment -> how many keys carry it where :func:`strip_key` removes it."""
+    segment = None if own else _front(keys)
+    if segment is not None:
+        below = wrapper_counts([key[len(segment) + 1 :] for key in keys]) if segment else {}
+        return {segment: len(keys) + below.pop(segment, 0), **below} if segment else {}
     counts: dict[str, int] = {}
     for key in keys:
         front = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -285,7 +285,7 @@ def _counters(state: State) -> None:
         if mate.status == "safe":
             own = f"{mate.sources[0].rpartition('.')[0]}.{COUNTER}"
             if own in state.source.specs:
-                state.matches[key] = replace(match, status="safe", sources=(own,), ops=(), choices=())
+                state.matches[key] = match._replace(status="safe", sources=(own,), ops=(), choices=())
             else:
                 del state.matches[key]  # no file need have it
         elif free:

@@ -83,22 +83,17 @@ def run(
 
 def to_one_space(state: State) -> None:
     """Wrapper segments and base prefixes off; tied followers aside."""
-    mine, theirs = state.canonical
-    state.duplicates = mine.duplicates
-    names_s, names_t = mine.names, theirs.names
-    if theirs.duplicates:
+    found_s, found_t = state.canonical
+    state.duplicates = found_s.duplicates
+    names_s, names_t = found_s.names, found_t.names
+    if found_t.duplicates:
         names_t = {k: k for k in facts.open_target(state)}
-    names_s |= {n: ks[-1] for n, ks in mine.duplicates.items() if n in names_t and n in ks}
-    specs_s, specs_t = state.source.specs, state.target.specs
+    names_s |= {n: ks[-1] for n, ks in found_s.duplicates.items() if n in names_t and n in ks}
+    shapes_s, shapes_t = state.source.shapes, state.target.shapes
+    mine = {n: shapes_s[k] for n, k in names_s.items()}
+    theirs = {n: shapes_t[k] for n, k in names_t.items()}
     # Nothing is to be found, and it would take long, where all names and shapes agree already.
-    same = len(names_s) == len(names_t) and all(
-        n in names_s and specs_s[names_s[n]].shape == specs_t[k].shape for n, k in names_t.items()
-    )
-    if same:
-        state.base = Base("", "", len(names_t))
-    else:
-        shapes_s = {n: specs_s[k].shape for n, k in names_s.items()}
-        state.base = find_base(shapes_s, {n: specs_t[k].shape for n, k in names_t.items()})
+    state.base = Base("", "", len(theirs)) if mine == theirs else find_base(mine, theirs)
     state.source_names = relative_names(names_s, state.base.source)
     state.target_names = relative_names(names_t, state.base.target)
     state.followers = finish.followers(state)
@@ -109,13 +104,12 @@ def same_names(state: State) -> None:
     names, mine = state.target_names, state.source_names
     if len(mine) != len(names) or state.duplicates or state.base.rivals or state.base.places:
         return
-    sources, targets = state.source.specs, state.target.specs
-    for name, key in names.items():
-        other = mine.get(name)
-        if other is None or sources[other].shape != targets[key].shape:
-            return
-    for name, key in names.items():
-        state.matches[key] = Match(key, "safe", (mine[name],), (), ("same name",))
+    sources, targets = state.source.shapes, state.target.shapes
+    found = {key: mine.get(name, "") for name, key in names.items()}
+    if any(sources.get(other) != targets[key] for key, other in found.items()):
+        return
+    why = ("same name",)
+    state.matches |= {key: Match(key, "safe", (other,), (), why) for key, other in found.items()}
     state.source_names, state.target_names, state.followers = {}, {}, {}
 
 

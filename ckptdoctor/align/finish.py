@@ -22,6 +22,8 @@ def followers(state: State) -> dict[str, str]:
 
     The one whose name the checkpoint has leads, else the first. Names are those below the base prefixes.
     """
+    if not state.target.ties:
+        return {}
     names = {key: name for name, key in state.target_names.items()}
     held = {key for key, name in names.items() if name in state.source_names}
     found = {}

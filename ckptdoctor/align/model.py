@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Status = Literal["safe", "unsafe", "undecided", "missing", "kept"]
 Verdict = Literal["compatible", "repairable", "undecided", "incompatible"]
@@ -19,8 +19,7 @@ class Choice:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """How one model key is filled.
 
     ``safe``: from ``sources`` through ``ops``; ``undecided``: one of ``choices``, a person has to say;

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ckptdoctor.align.model import Strip
 from ckptdoctor.align.units import Shape, canonical_shape
-from ckptdoctor.wrappers import BY_SEGMENT, strip_key, wrapper_counts
+from ckptdoctor.wrappers import BY_SEGMENT, strip_key, strip_keys, wrapper_counts
 
 _MOST = 32  # prefixes tried a side
 _LARGE = 4000  # keys beyond which only few prefixes are tried
@@ -25,14 +25,18 @@ class Canonical:
 
 def canonical(keys: Iterable[str]) -> Canonical:
     """Names without wrapper segments; several keys may fall together (reported, never merged)."""
-    found: dict[str, str] = {}
+    keys = list(keys)
+    names = strip_keys(keys)
+    found = dict(zip(names, keys, strict=True))
+    if len(found) == len(keys):
+        return Canonical(found)
+    found = {}
     several: dict[str, list[str]] = {}
-    for key in keys:
-        name = strip_key(key)
+    for name, key in zip(names, keys, strict=True):
         first = found.setdefault(name, key)
         if first is not key:
             several.setdefault(name, [first]).append(key)
-    return Canonical(found, {n: several[n] for n in found if n in several} if several else {})
+    return Canonical(found, {n: several[n] for n in found if n in several})
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def packs(state: State) -> None:
     Whether they were turned before they were joined, no shape shows.
     """
     claims = [m for m in state.matches.values() if m.status == "safe"]
-    if not any(_module_turned(m) for m in claims):
+    if not any(m.ops and _module_turned(m) for m in claims):
         return
     for match in claims:
         packed = [op for op in match.ops if op.startswith(_PACKING)]
@@ -61,10 +61,12 @@ def _square(state: State, match: Match) -> bool:
 def exchanged(state: State) -> None:
     """Two matrices of one module that fit as they are, or each in the other's place when both are turned."""
     rows = [m for m in state.matches.values() if m.status == "safe" and not m.ops and _oblong(state, m)]
+    if not rows:
+        return
     modules: dict[str, list[Match]] = defaultdict(list)
     for match in rows:
         modules[match.target.rpartition(".")[0].rpartition(".")[0]].append(match)
-    turning = {a for m in state.matches.values() if _module_turned(m) for a in _above(m.target)}
+    turning = {a for m in state.matches.values() if m.ops and _module_turned(m) for a in _above(m.target)}
     places = {k: i for i, k in enumerate(state.source.specs)}
     for module, found in modules.items():
         for one, two in _turned_pairs(state, found):
@@ -94,10 +96,10 @@ def _above(key: str) -> Iterator[str]:
 
 def _oblong(state: State, match: Match) -> bool:
     """Whether the shape alone says which way the matrix is kept, and what it is."""
-    shape = state.target[match.target].shape
-    if len(shape) != 2 or shape[0] == shape[1] or 1 in shape or len(match.sources) != 1:
+    if len(match.sources) != 1 or _named(match.evidence):
         return False
-    return not _named(match.evidence)
+    shape = state.target.shapes[match.target]
+    return len(shape) == 2 and shape[0] != shape[1] and 1 not in shape
 
 
 @lru_cache(maxsize=4096)

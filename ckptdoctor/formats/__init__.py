@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["Archive", "Recipe", "StateDict", "StorageRef", "deep_check", "open_checkpoint", "quiet_gc"]
 
 
-def open_checkpoint(path: str | os.PathLike[str], *, lazy: bool = False) -> Archive:
+def open_checkpoint(path: str | os.PathLike[str]) -> Archive:
     """Read a checkpoint's headers: a file, a shard index, or a folder that holds one of them.
 
-    With ``lazy`` the specs of a large file are made when they are asked for; else they are plain dicts.
+    The specs of a large file are made when they are asked for.
 
     Raises UnknownFormatError when it is something else (named), CorruptCheckpointError when it is
     damaged (what and where), ReadError when it cannot be opened. The message says what to do.
@@ -37,22 +37,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, lazy: bool = False) -> Arch
         from ckptdoctor.formats.folders import checkpoint_in
 
         name = checkpoint_in(name)
-    archive = with_facts(open_file(name))
-    return archive if lazy else _filled(archive)
-
-
-def _filled(archive: Archive) -> Archive:
-    """With plain dicts of specs, which whoever looks at all of them needs."""
-    from ckptdoctor.formats.lazy import LazySpecs
-
-    with quiet_gc():
-        dicts = tuple(
-            replace(sd, tree=replace(sd.tree, specs=dict(sd.tree.specs.items())))
-            if isinstance(sd.tree.specs, LazySpecs)
-            else sd
-            for sd in archive.state_dicts
-        )
-    return replace(archive, state_dicts=dicts)
+    return with_facts(open_file(name))
 
 
 def deep_check(archive: Archive) -> list[Diagnostic]:

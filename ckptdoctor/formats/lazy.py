@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from ckptdoctor.formats.base import StorageRef
-from ckptdoctor.trees import TensorSpec
+from ckptdoctor.trees import Kinds, TensorSpec
 
 T = TypeVar("T")
 
@@ -70,8 +70,8 @@ class _Lazy(Mapping[str, T]):
         return repr(self._all)
 
 
-class LazySpecs(_Lazy[TensorSpec]):
-    """Specs of plain tensors: each is like one of few ``kinds``, over a storage of its own."""
+class LazySpecs(_Lazy[TensorSpec], Kinds):
+    """Specs of plain tensors: each is like one of few ``kinds``, over a storage."""
 
     def __init__(self, keys: list[str], kinds: list[TensorSpec], storages: list[str]) -> None:
         super().__init__(keys)
@@ -81,6 +81,15 @@ class LazySpecs(_Lazy[TensorSpec]):
     def kinds(self) -> tuple[TensorSpec, ...]:
         """One spec of each kind, with the storage of any."""
         return tuple({id(kind): kind for kind in self._kinds}.values())
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether no storage belongs to two keys."""
+        return len(set(self._storages)) == len(self._storages)
+
+    def alike(self) -> Iterable[tuple[str, TensorSpec]]:
+        """Each key with its kind."""
+        return zip(self._keys, self._kinds, strict=True)
 
     def _make(self, i: int) -> TensorSpec:
         return over(self._kinds[i], self._storages[i])

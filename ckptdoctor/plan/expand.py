@@ -81,6 +81,7 @@ class _Expander:
         self.plan = plan
         self.source = source
         self.target = target
+        self.keys = set(target.specs)
         self.fills: dict[str, Fill] = {}
         self.counts = dict.fromkeys(range(len(plan.step)), 0)
 
@@ -89,8 +90,7 @@ class _Expander:
         names = {n: k for n, k in names.items() if k not in skip} if skip else names
         carried = carry(self.plan.step, names)
         for step, fills in carried.fills:
-            for fill in fills:
-                self.fill(fill, step)
+            self.fill_all(fills, step)
         self.own_values()
         self.ties()
         self.check_shapes()
@@ -119,6 +119,16 @@ class _Expander:
         if step is not None:
             self.counts[step] += 1
 
+    def fill_all(self, fills: Sequence[Fill], step: int | None) -> None:
+        new = {fill.target: fill for fill in fills}
+        if len(new) < len(fills) or not new.keys() <= self.keys or not new.keys().isdisjoint(self.fills):
+            for fill in fills:
+                self.fill(fill, step)
+            return
+        self.fills.update(new)
+        if step is not None:
+            self.counts[step] += len(new)
+
     def own_values(self) -> None:
         for number, step in enumerate(self.plan.step):
             if isinstance(step, Keep | Reinit):
@@ -141,13 +151,14 @@ class _Expander:
                 self.fill(Fill(other, "tie", anchor.sources, anchor.ops, tied_to=key), number)
 
     def check_shapes(self) -> None:
+        sources, targets = self.source.shapes, self.target.shapes
         for fill in self.fills.values():
             if fill.kind != "load":
                 continue
-            shape = self.target.specs[fill.target].shape
-            if not fill.ops and len(fill.sources) == 1 and self.source.specs[fill.sources[0]].shape == shape:
+            shape = targets[fill.target]
+            if not fill.ops and len(fill.sources) == 1 and sources[fill.sources[0]] == shape:
                 continue
-            found = out_shape(fill.ops, [self.source[k].shape for k in fill.sources])
+            found = out_shape(fill.ops, [sources[k] for k in fill.sources])
             if found != shape:
                 shapes = f"gives shape {list(found)}, {some([fill.target])} has {list(shape)}"
                 raise self.fail(None, f"{some(fill.sources)} {shapes}")
@@ -180,8 +191,7 @@ class _Expander:
     def places(self) -> None:
         for number, step in enumerate(self.plan.step):
             if isinstance(step, Place):
-                tags = set(step.devices)
-                found = sum(s.device in tags for s in self.source.specs.values())
+                found = sum(self.source.devices[tag] for tag in set(step.devices))
                 # Device tags are no part of a tree: the same checkpoint saved again from the CPU has none.
                 self.counts[number] = found or step.keys
 

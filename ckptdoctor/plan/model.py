@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -93,9 +93,10 @@ class StripPrefix(_Step):
     op: Literal["strip_prefix"] = "strip_prefix"
     prefix: Prefix
 
-    def rewrite(self, name: str) -> str:
-        """The name without the prefix."""
-        return name.removeprefix(self.prefix)
+    def rewrite(self, names: Iterable[str]) -> list[str]:
+        """The names without the prefix."""
+        prefix = self.prefix
+        return [name.removeprefix(prefix) for name in names]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +106,12 @@ class StripSegment(_Step):
     op: Literal["strip_segment"] = "strip_segment"
     segment: Name
 
-    def rewrite(self, name: str) -> str:
-        """The name without the segment; a name that would be empty stays."""
+    def rewrite(self, names: Iterable[str]) -> list[str]:
+        """The names without the segment; a name that would be empty stays."""
         gone = split(self.segment)
+        return [self._without(gone, name) for name in names]
+
+    def _without(self, gone: list[str], name: str) -> str:
         kept: list[str] = []
         parts = split(name)
         at = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import ne
 
 from ckptdoctor.errors import PlanError
 from ckptdoctor.keys import FirstMatch, printable, select_all
@@ -32,16 +33,19 @@ def strip(plan: Plan, keys: Iterable[str], counts: dict[int, int]) -> dict[str, 
 
 def strip_once(step: StripPrefix | StripSegment, names: Mapping[str, str]) -> tuple[dict[str, str], int]:
     """The names after one strip step, and how many changed. Raises :class:`PlanError` if two become one."""
-    stripped: dict[str, str] = {}
-    changed = 0
-    for name, key in names.items():
-        new = step.rewrite(name)
-        changed += new != name
-        if new in stripped:
-            both = f"`{printable(stripped[new])}` and `{printable(key)}`"
+    found = step.rewrite(names)
+    stripped = dict(zip(found, names.values(), strict=True))
+    if len(stripped) < len(found):
+        _refuse_doubles(step, found, names)
+    return stripped, sum(map(ne, found, names))
+
+
+def _refuse_doubles(step: Step, found: Sequence[str], names: Mapping[str, str]) -> None:
+    first: dict[str, str] = {}
+    for new, key in zip(found, names.values(), strict=True):
+        if first.setdefault(new, key) is not key:
+            both = f"`{printable(first[new])}` and `{printable(key)}`"
             raise PlanError(f"plan step {step.op}: {both} would both become `{printable(new)}`")
-        stripped[new] = key
-    return stripped, changed
 
 
 def carry(steps: Sequence[Step], names: Mapping[str, str]) -> Carried:
@@ -62,12 +66,18 @@ class _Carrier:
         shared = self.shared()
         drops = self.drops()
         patterns, to, origin = self.patterns()
+        if not patterns and not drops and not shared:
+            return self.as_they_are()
         index = FirstMatch(patterns, to) if patterns else None
         for name, key in self.names.items():
             self.one(name, key, drops.get(name), index, patterns, origin, shared)
         self.check_sets()
         self.carried.fills += sorted(self.by_step.items())
         return self.carried
+
+    def as_they_are(self) -> Carried:
+        fills = [Fill(name, "load", (key,)) for name, key in self.names.items()]
+        return Carried([(None, fills)] if fills else [], [], len(fills))
 
     def drops(self) -> dict[str, int]:
         first: dict[str, int] = {}

@@ -111,7 +111,7 @@ class _Parts:
         """The plan worked out, which is the alignment."""
         skip = {k for k, u in self.alignment.unused.items() if not u.decided}
         made = expand_decided(plan, self.source, self.target, skip)
-        for key, want in self.fills.items():
+        for key, want in self.fills.items() if made.fills != self.fills else ():
             if not same_fill(made, key, want):
                 raise PlanError(f"the steps found for `{printable(key)}` do not give what was matched")
         return made
@@ -195,11 +195,12 @@ class _Parts:
 
     def own_values(self) -> list[Step]:
         steps: list[Step] = []
+        own = [fill for fill in self.fills.values() if fill.kind in ("keep", "reinit")]
         for kind in (Keep, Reinit):
             reasons: dict[str, list[str]] = {}
-            for key, fill in self.fills.items():
+            for fill in own:
                 if fill.kind == ("keep" if kind is Keep else "reinit"):
-                    reasons.setdefault(why([self.alignment.matches[key]]), []).append(key)
+                    reasons.setdefault(why([self.alignment.matches[fill.target]]), []).append(fill.target)
             for reason, keys in reasons.items():
                 steps.append(kind(to=tuple(cover(keys, self.target.specs)), keys=len(keys), why=reason))
         return steps

@@ -74,8 +74,8 @@ def cast_steps(fills: Mapping[str, Fill], source: ParamTree, target: ParamTree) 
 
 def place_steps(source: ParamTree) -> list[Place]:
     """One step that names the devices other than the CPU that tensors were saved on."""
-    devices = [s.device for s in source.specs.values() if s.device not in ("cpu", "")]
+    devices = {tag: count for tag, count in source.devices.items() if tag not in ("cpu", "")}
     if not devices:
         return []
-    tags = tuple(sorted(set(devices), key=natural_key))
-    return [Place(devices=tags, keys=len(devices), why="tensors end where the model is")]
+    tags = tuple(sorted(devices, key=natural_key))
+    return [Place(devices=tags, keys=sum(devices.values()), why="tensors end where the model is")]

@@ -44,7 +44,7 @@ def _same_tensor(anchor: Match, match: Match, fill: Fill | None) -> bool:
 
 def _loaded(match: Match) -> Fill | None:
     if match.status in ("safe", "unsafe") and match.sources:
-        return Fill(match.target, "load", match.sources, _ops(match))
+        return Fill(match.target, "load", match.sources, _ops(match) if match.ops else ())
     return None
 
 

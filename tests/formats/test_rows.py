@@ -29,6 +29,7 @@ from ckptdoctor.formats.unpickle import Storages
 from ckptdoctor.formats.views import Views
 from ckptdoctor.formats.zip_directory import Directory
 from ckptdoctor.formats.zip_members import Members
+from ckptdoctor.trees import ParamTree
 from ckptdoctor.writers import Contents, Piece, write_contents
 
 COLUMNS = (
@@ -63,7 +64,7 @@ def one_by_one() -> Iterator[None]:
 def read(path: Path, how: Callable[[], Any]) -> Archive | str:
     with how():
         try:
-            return open_checkpoint(path, lazy=True)
+            return open_checkpoint(path)
         except ReadError as error:
             return type(error).__name__
 
@@ -170,14 +171,28 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_large_file_is_read_by_columns(big: Path) -> None:
-    archive = open_checkpoint(big, lazy=True)
+    archive = open_checkpoint(big)
     assert lazily(archive)
     specs = archive.state_dicts[0].tree.specs
     assert list(specs) == list(large()) and len(specs) == 3000
     assert specs["blocks.700.part2.weight"].shape == (2, 3) and "nothing" not in specs
     assert specs == dict(specs) and dict(specs) == specs
     assert told(archive) == told(read(big, one_by_one))
-    assert isinstance(open_checkpoint(big).state_dicts[0].tree.specs, dict)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_tree_of_columns_says_what_a_tree_of_specs_says(tmp_path: Path, shared: bool) -> None:
+    state = large()
+    if shared:  # two tensors over one storage, and one tensor under two names
+        keys = list(state)
+        state[keys[5]] = state[keys[4]].view(-1)[:2]
+        state[keys[9]] = state[keys[8]]
+    torch.save(state, tmp_path / "m.pth")
+    tree = open_checkpoint(tmp_path / "m.pth").state_dicts[0].tree
+    plain = ParamTree(dict(open_checkpoint(tmp_path / "m.pth").state_dicts[0].tree.specs.items()))
+    assert (tree.ties, tree.shapes, tree.dtypes) == (plain.ties, plain.shapes, plain.dtypes)
+    assert (tree.devices, tree.digest) == (plain.devices, plain.digest)
+    assert len(tree.ties) == shared
 
 
 def test_a_training_status_is_read_by_columns(tmp_path: Path) -> None:
@@ -186,7 +201,7 @@ def test_a_training_status_is_read_by_columns(tmp_path: Path) -> None:
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "last.pth")
-    archive = open_checkpoint(tmp_path / "last.pth", lazy=True)
+    archive = open_checkpoint(tmp_path / "last.pth")
     assert lazily(archive)
     assert told(archive) == told(read(tmp_path / "last.pth", one_by_one))
 
@@ -306,7 +321,7 @@ def test_columns_of_numbers_of_any_size_are_added_and_compared() -> None:
 
 
 def test_storages_in_rows_and_alone_are_one_table(big: Path) -> None:
-    archive = open_checkpoint(big, lazy=True)
+    archive = open_checkpoint(big)
     assert len(archive.storages) == 3000
     assert {spec.storage for spec in archive.state_dicts[0].tree.specs.values()} == set(archive.storages)
     assert Storages().columns() == ([], [], [], [])
