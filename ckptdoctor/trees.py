@@ -12,7 +12,7 @@ from functools import cached_property
 from json.encoder import encode_basestring_ascii
 from math import prod
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Literal
 
 from ckptdoctor.facts import Fact
 
@@ -31,10 +31,6 @@ DTYPE_SIZES: dict[str, int] = {
 
 
 _ROWS = 10_000  # of a digest's text at a time
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +151,12 @@ class ParamTree:
             for key, spec in rows[at : at + _ROWS]:
                 kind = (spec.shape, spec.dtype)
                 if kind not in ends:
-                    ends[kind] = f",{_json(spec.shape)},{_json(spec.dtype)}]"
+                    sizes = ",".join(map(str, spec.shape))
+                    ends[kind] = f",[{sizes}],{encode_basestring_ascii(spec.dtype)}]"
                 texts.append(f"[{encode_basestring_ascii(key)}{ends[kind]}")
             made.update((b"," if at else b"") + ",".join(texts).encode())
-        made.update(f"],{_json(sorted(sorted(g) for g in self.ties))}]".encode())
+        ties = json.dumps(sorted(sorted(g) for g in self.ties), separators=(",", ":"))
+        made.update(f"],{ties}]".encode())
         return "sha256:" + made.hexdigest()
 
     def subset(self, keys: Iterable[str]) -> ParamTree:

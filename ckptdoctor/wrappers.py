@@ -75,12 +75,15 @@ def strip_keys(keys: Collection[str]) -> Collection[str]:
 
 def _front(keys: Collection[str]) -> str | None:
     """The wrapper that all keys begin with, ``""`` where no key has any, None where it is not so simple."""
-    fronts = {key.partition(".")[0] for key in keys}
-    if fronts.isdisjoint(BY_SEGMENT):
-        text = "\n".join(keys)
-        return None if any(inside in text for inside in _INSIDE_TEXTS) else ""
-    (front,) = fronts if len(fronts) == 1 else (None,)
-    return None if front is None or front in keys else front
+    least = min(keys, default="")
+    front = least.partition(".")[0]
+    # What the first and the last key in alphabetical order begin with all keys begin with.
+    if front in BY_SEGMENT and least[len(front) :] and max(keys).startswith(f"{front}."):
+        return front
+    if not BY_SEGMENT.keys().isdisjoint([key.partition(".")[0] for key in keys]):
+        return None
+    text = "\n".join(keys)
+    return None if any(inside in text for inside in _INSIDE_TEXTS) else ""
 
 
 def wrapper_counts(keys: Collection[str], own: frozenset[str] = frozenset()) -> dict[str, int]:

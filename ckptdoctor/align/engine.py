@@ -77,7 +77,8 @@ def run(
     state = State(source, target, decisions, reporter=reporter or Reporter())
     for step in PASSES:
         state.reporter.step(step.__name__.replace("_", " "))
-        step(state)
+        if state.source_names or state.target_names or step not in ON_NAMES:
+            step(state)
     return finish.result(state)
 
 
@@ -181,6 +182,9 @@ def orient(state: State) -> None:
         state.pairs += pairs
     decide(state.pairs)
 
+
+# What only looks at names that are open still.
+ON_NAMES = {make_units, match, variants.variant, rest, variants.little_fits, orient, finish.write_matches}
 
 PASSES = (
     facts.declared,

@@ -63,9 +63,11 @@ def families(state: State) -> None:
 
 def _blocks(units: list[Unit], unit: Unit) -> int:
     """How many blocks the list has to which the unit belongs."""
-    flat = unit.name.flat
-    i = unit.name.places[0] if unit.name.places else None
-    return 0 if i is None else len({u.name.flat[i] for u in units if u.name.flat[:i] == flat[:i]})
+    if not unit.name.places:
+        return 0
+    i = unit.name.places[0]
+    alike = (u.name for u in units if u.name.flat[:i] == unit.name.flat[:i])
+    return len({name.flat[i] for name in alike if i in name.places})
 
 
 def _lonely(units: list[Unit], matched: list[Unit]) -> list[Unit]:

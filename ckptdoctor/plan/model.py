@@ -18,6 +18,8 @@ Safety = Literal["safe", "unsafe", "undecided"]
 
 def _readable(text: str) -> str:
     """Half a surrogate pair fits in no text file; it stays visible as an escape."""
+    if text.isascii():
+        return text
     return "".join(escape_char(c) if 0xD800 <= ord(c) < 0xE000 else c for c in text)
 
 
