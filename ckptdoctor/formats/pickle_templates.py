@@ -18,8 +18,14 @@ LONGEST, LONGEST_TEXT = 64, 255  # opcodes of a record, bytes of a text in it
 
 _CALL, _MEMOIZE, _SHORT_PUT, _LONG_GET = ord("R"), 0x94, ord("q"), ord("j")
 _PUTS = b"qr\x94"
-# Bytes behind each opcode that a record may have.
-_ARGUMENTS = {op: FIXED.get(op, SIZED.get(op, 0)) for op in b"hjqrKMJ(t\x85\x86\x87Q)N\x88\x89R\x94X\x8c"}
+_EXACT = frozenset(b"hjqrX\x8c")  # opcodes whose argument counts
+# Bytes behind each opcode that a record may have, and the bits that count in it and them.
+_SHAPES = {
+    op: (size, b"\xff" + (b"\xff" if op in _EXACT else b"\0") * size)
+    for op in b"hjqrKMJ(t\x85\x86\x87Q)N\x88\x89R\x94X\x8c"
+    for size in (FIXED.get(op, SIZED.get(op, 0)),)
+}
+_NONE = (0, b"")
 _KEY_ENDS = {_SHORT_PUT: 2, GET: 0}  # bytes behind the key, by the one two before the record
 # As letters: G takes from the memo, P puts into it, I is a number, X a text, B a truth value.
 _LETTERS = bytes.maketrans(b"hjqr\x94KMJX\x8c\x88\x89\x85\x86\x87", b"GGPPPIIIXXBB123")
@@ -93,39 +99,41 @@ def _fits(template: Template, data: bytes, at: int, base: int, bound: int) -> bo
 
 def _template(data: bytes, at: int, base: int, memo: Mapping[int, int]) -> Template | None:
     """The template of the record at this place; None where there is none, or it is not as simple as most."""
-    ops, mask = bytearray(), bytearray()
+    ops, masks = bytearray(), []
     step = puts = calls = 0
-    i = at
-    while len(ops) < LONGEST and i < len(data):
+    i, end = at, len(data)
+    while i < end and len(ops) < LONGEST:
         op = data[i]
-        size = _ARGUMENTS.get(op)
-        if size is None or (calls == 2 and op not in _PUTS):
+        size, mask = _SHAPES.get(op, _NONE)
+        if not mask or (calls == 2 and op not in _PUTS):
             break
-        argument = int.from_bytes(data[i + 1 : i + 1 + size], "little")
-        if op in GETS and memo.get(argument, LIGHT + 1) > LIGHT:
-            return None
-        if op in _PUTS and op != _MEMOIZE:
-            if argument != base + puts:
+        following = i + 1 + size
+        if op in _EXACT:
+            argument = int.from_bytes(data[i + 1 : following], "little")
+            if op in GETS:
+                if memo.get(argument, LIGHT + 1) > LIGHT:
+                    return None
+            elif op in TEXTS:
+                if argument > LONGEST_TEXT:
+                    return None
+                following += argument
+                mask += bytes(argument)
+            elif argument == base + puts:
+                step += 1 << 8 * (i + 1 - at)
+                puts += 1
+            else:
                 return None
-            step += 1 << 8 * (i + 1 - at)
-            puts += 1
-        exact = op in GETS or op in _PUTS or op in TEXTS
-        mask += b"\xff" + (b"\xff" if exact else b"\0") * size
-        if op in TEXTS:
-            if argument > LONGEST_TEXT:
-                return None
-            mask += bytes(argument)
-            size += argument
-        ops.append(op)
         calls += op == _CALL
-        i += 1 + size
+        ops.append(op)
+        masks.append(mask)
+        i = following
     memoized = ops.count(_MEMOIZE)
     if not _is_record(bytes(ops).translate(_LETTERS)) or (puts and memoized):
         return None
-    bits = int.from_bytes(mask, "little")
+    bits = int.from_bytes(b"".join(masks), "little")
     value = (int.from_bytes(data[at:i], "little") & bits) - base * step
-    end = 0x100 if _SHORT_PUT in ops else None
-    return Template(i - at, bits, value, step, end, puts, memoized, _LONG_GET in ops)
+    most = 0x100 if _SHORT_PUT in ops else None
+    return Template(i - at, bits, value, step, most, puts, memoized, _LONG_GET in ops)
 
 
 def _is_record(letters: bytes) -> bool:
