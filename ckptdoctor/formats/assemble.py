@@ -74,7 +74,8 @@ def assemble(
     modules = {p.path: p.node.what for p in walk.found if p.kind == "module"}
     if format == "torchscript":
         modules = {}
-    return replace(archive, diagnostics=diagnostics(archive, named, modules))
+    found = diagnostics(archive, named, modules)
+    return replace(archive, diagnostics=found) if found else archive
 
 
 def _content(walk: Walk, state_dicts: tuple[StateDict, ...], sizes: Mapping[str, int]) -> Content:

@@ -71,28 +71,28 @@ class _Lazy(Mapping[str, T]):
 
 
 class LazySpecs(_Lazy[TensorSpec], Kinds):
-    """Specs of plain tensors: each is like one of few ``kinds``, over a storage."""
+    """Specs of plain tensors: each like one of few ``kinds``, which ``column`` names, over its storage."""
 
     def __init__(self, keys: list[str], kinds: list[TensorSpec], storages: list[str]) -> None:
         super().__init__(keys)
-        self._kinds, self._storages = kinds, storages
+        self.column, self.storages = kinds, storages
 
     @cached_property
     def kinds(self) -> tuple[TensorSpec, ...]:
         """One spec of each kind, with the storage of any."""
-        return tuple({id(kind): kind for kind in self._kinds}.values())
+        return tuple({id(kind): kind for kind in self.column}.values())
 
     @cached_property
     def apart(self) -> bool:
         """Whether no storage belongs to two keys."""
-        return len(set(self._storages)) == len(self._storages)
+        return len(set(self.storages)) == len(self.storages)
 
     def alike(self) -> Iterable[tuple[str, TensorSpec]]:
         """Each key with its kind."""
-        return zip(self._keys, self._kinds, strict=True)
+        return zip(self._keys, self.column, strict=True)
 
     def _make(self, i: int) -> TensorSpec:
-        return over(self._kinds[i], self._storages[i])
+        return over(self.column[i], self.storages[i])
 
 
 def over(spec: TensorSpec, storage: str) -> TensorSpec:
@@ -144,7 +144,7 @@ class LazyStorages(_Lazy[StorageRef]):
         byteorder: str,
     ) -> None:
         super().__init__(keys)
-        self._file, self._folder, self._byteorder = file, folder, byteorder
+        self.file, self.byteorder, self._folder = file, byteorder, folder
         self._offsets, self._nbytes, self._crcs = columns
         self._tags, self._kinds = tags, kinds
 
@@ -152,6 +152,16 @@ class LazyStorages(_Lazy[StorageRef]):
     def sizes(self) -> Sizes:
         """The bytes of each."""
         return Sizes(self._keys, self._nbytes)
+
+    def columns(self, keys: list[str]) -> tuple[Sequence[int], Sequence[int], list[str]]:
+        """Offsets, bytes and dtypes of these storages."""
+        dtypes = [dtype for dtype, _ in self._tags]
+        if keys == self._keys:
+            return self._offsets, self._nbytes, list(map(dtypes.__getitem__, self._kinds))
+        numbers = list(map(self._index.__getitem__, keys))
+        kinds = map(self._kinds.__getitem__, numbers)
+        offsets, nbytes = (list(map(c.__getitem__, numbers)) for c in (self._offsets, self._nbytes))
+        return offsets, nbytes, list(map(dtypes.__getitem__, kinds))
 
     @cached_property
     def devices(self) -> Counter[str]:
@@ -166,13 +176,13 @@ class LazyStorages(_Lazy[StorageRef]):
     def _make(self, i: int) -> StorageRef:
         dtype, device = self._tags[self._kinds[i]]
         return StorageRef(
-            self._file,
+            self.file,
             self._offsets[i],
             self._nbytes[i],
             dtype,
             device,
             crc=None if self._crcs is None else self._crcs[i],
-            byteorder=self._byteorder,
+            byteorder=self.byteorder,
             member=self._folder + self._keys[i],
         )
 

@@ -71,30 +71,6 @@ def _texts(column: Sequence[bytes]) -> list[str]:
 
 
 @cache
-def record(bound: int) -> Match:
-    """Matches one rebuilt tensor of known shape, without the byte of MEMOIZE inside an argument.
-
-    Memo indices are below ``bound`` (rounded up to a multiple of 65,536). The groups are its texts, each with
-    its length before it.
-    """
-    put = rb"(?:q[^\x94]|r[^\x94]{2}" + _high(bound) + rb"|\x94)?"
-    # As few bytes as fit: the index of a BINPUT behind a text can be printable, too.
-    text = rb"X([^\0\x94]\0\0\0%s?)|\x8c([^\0\x94]%s?)" % (_TEXT, _TEXT)
-    return re.compile(_whole(rb"[^\x94]", put, b"(?:" + text + b")"), re.S).match
-
-
-def record_end(match: Match, data: bytes, at: int) -> int:
-    """Where the record at this place ends; 0 where there is none."""
-    found = match(data, at)
-    if found is None:
-        return 0
-    for text in found.groups():
-        if text is not None and len(text) != text[0] + (4 if text[1] == 0 else 1):
-            return 0
-    return found.end()
-
-
-@cache
 def rows(bound: int) -> Rows:
     """Keys, each with its tensor.
 
@@ -109,25 +85,8 @@ def rows(bound: int) -> Rows:
 def _row(bound: int) -> bytes:
     third, fourth = min(bound >> 16, 0xFF), min(bound >> 24, 0xFF)
     put = rb"r.(?:[^\0][\0-\x%02x]|\0[\1-\x%02x])[\0-\x%02x]" % (third, third, fourth)
-    size = rb"(?:I\x85|II\x86|III\x87|\)|\(I{0,12}t)"
+    size = rb"(?:I(?:\x85|I(?:\x86|I\x87))|\)|\(I{0,12}t)"
     row = rb"X(T)P(G\(\(GG)X(T)P(GI)tPQ(IS)P(S)P([\x88\x89]G)\)RPtPRP".replace(b"S", size)
     for letter, spelled in ((b"I", rb"(?:K.|M..|J.{4})"), (b"G", b"h."), (b"P", b"(?:" + put + b")?+")):
         row = row.replace(letter, spelled)
     return row.replace(b"(T)", rb"([^\0])\0\0\0(" + _TEXT + b")")
-
-
-def _high(bound: int) -> bytes:
-    """The upper two bytes of a memo index."""
-    third, fourth = min(bound >> 16, 0xFF), min(bound >> 24, 0xFF)
-    return rb"[\x00-\x%02x][\x00-\x%02x]" % (third, fourth)
-
-
-def _whole(byte: bytes, put: bytes, text: bytes) -> bytes:
-    """GLOBAL by GET, MARK, MARK, "storage", type, key, location, numel, TUPLE, BINPERSID, offset, size ..."""
-    get = rb"(?:h%s|j%s{4})" % (byte, byte)
-    integer = rb"(?:K%s|M%s{2}|J%s{4})" % (byte, byte, byte)
-    size = rb"(?:I\x85P|II\x86P|III\x87P|\)|\(I{0,12}tP|G)"
-    whole = rb"G\(\(GG(?:G|VP)(?:G|VP)IN?tPQISS[\x88\x89]G\)RPG?tPRP".replace(b"S", size)
-    for letter, spelled in ((b"I", integer), (b"G", get), (b"P", put), (b"V", text)):
-        whole = whole.replace(letter, spelled)
-    return whole

@@ -5,17 +5,18 @@ of a dict key (tuples nested deep crash it, tuples that repeat each other take f
 process-wide extension registry. None of them is of use to a checkpoint. The scan walks the opcodes
 with a stack of weights: how many objects hashing each one would visit.
 
-The opcodes are those of ``Lib/pickletools.py``. Keys and tensor records as ``torch.save`` writes them are
-skipped by regular expressions (see `pickle_records`), which makes the scan cheap.
+The opcodes are those of ``Lib/pickletools.py``. Tensor records as ``torch.save`` writes them are skipped at
+once (see `pickle_templates`), and in large files with their keys, many together (see `pickle_records`).
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
+from ckptdoctor.formats.pickle_opcodes import CALLS, FIXED, GET, GETS, PUSHED, SIZED, STOP, TEXTS
+from ckptdoctor.formats.pickle_templates import LIGHT, Templates
 from ckptdoctor.formats.source import Window
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ MARGIN = 1 << 12  # opcodes, their arguments and records end within this (long s
 HEAVIEST_KEY = 4000
 ENOUGH = 1 << 40
 RECORD_WEIGHT = 64  # more than any tuple inside a tensor record weighs
-SMALL, LARGE = 1 << 14, BLOCK  # bytes from which one record at a time, and many, are skipped
+LARGE = 1 << 14  # bytes from which it pays to compile an expression that skips many records together
 SLACK = 8  # bytes of a pickle for one memo index, at least; torch.save needs more than ten
 LONGEST_LINE = 1 << 24
 MARK = -1
@@ -48,8 +49,10 @@ class Scan:
         self._count = 0
         self._large = False
         self._bound = 1 << 20  # of memo indices that are always allowed
-        self._skip: Callable[[bytes, int], int] | None = None  # one record: where it ends, or 0
-        self._skip_run: Rows | None = None  # of many, each with its key
+        self._next = 0  # the memo index that BINPUT gives out next
+        self._templates = Templates()  # of records that are skipped one at a time
+        self._skip_run: Rows | None = None  # many, each with its key
+        self._ran = False  # a run was skipped
         self.runs: list[Run] | None = []  # None: something refers into one
         self._since: set[int] | None = None  # memo indices from 256 on that were set since the last run
         self.end = 0  # behind STOP
@@ -59,21 +62,29 @@ class Scan:
         while True:
             if self._at >= self._stop:
                 self._refill()
-            op = self._data[self._at]
-            if op in _KEYS:
+            at, data = self._at, self._data
+            op = data[at]
+            if op in TEXTS:
                 if self._skip_run is not None and self._run_skipped():
                     continue
                 if self._key(op):
                     continue
-            elif op in _GETS and self._skip is not None:
-                end = self._skip(self._data, self._at)
-                if end:
-                    self._record_skipped(end)
+            elif op in GETS:
+                args = at + 1 + FIXED[op]
+                if data[args : args + 2] == b"((" and self._record_skipped():
                     continue
+                if op == GET and at + 1 < len(data):
+                    self._stack.append(self._memo.get(data[at + 1], RECORD_WEIGHT))
+                    self._at = at + 2
+                    continue
+            elif (size := PUSHED.get(op)) and at + size <= len(data):  # most others, in one go
+                self._stack.append(1)
+                self._at = at + size
+                continue
             self._at += 1
             handler = _HANDLERS[op]
             if handler is None:
-                if op == _STOP:
+                if op == STOP:
                     self.end = self._base + self._at
                     return
                 raise pickle.UnpicklingError(f"opcode {op:#04x} is unknown, or is none that a file may use")
@@ -94,19 +105,17 @@ class Scan:
             self._count += 1
             self._memoized = True
             end += 1
-        elif put == 0x71:
-            self._memo[data[end + 1]] = 1
-            self._puts = True
-            end += 2
-        elif put == 0x72:
-            index = int.from_bytes(data[end + 1 : end + 5], "little")
-            if end + 5 > len(data) or index > self._bound:
+        elif put in (0x71, 0x72):
+            start, end = end + 1, end + 1 + FIXED[put]
+            index = int.from_bytes(data[start:end], "little")
+            if end > len(data) or index > self._bound:
                 return False
             self._memo[index] = 1
             self._puts = True
+            if index >= self._next:
+                self._next = index + 1
             if self._since is not None:
                 self._since.add(index)
-            end += 5
         self._at = end
         self._stack.append(1)
         return True
@@ -125,12 +134,11 @@ class Scan:
             self._stop = len(self._data)
         while position - self._start > SLACK * self._bound:
             self._bound *= 4
-        if self._stop > SMALL:
-            from ckptdoctor.formats.pickle_records import record, record_end, rows
+        self._large = self._large or len(self._data) >= LARGE
+        if self._large and not self._memoized:
+            from ckptdoctor.formats.pickle_records import rows
 
-            self._skip = partial(record_end, record(self._bound))
-            self._large = self._large or len(self._data) >= LARGE
-            self._skip_run = rows(self._bound) if self._large and not self._memoized else None
+            self._skip_run = rows(self._bound)
 
     def _run_skipped(self) -> bool:
         """Keys and their tensors, as many as follow each other with one way of numbering the memo."""
@@ -149,23 +157,26 @@ class Scan:
 
             self.runs.append(Run(self._base + self._at, self._base + end, columns))
             self._since = set()
+        if self._data[end - 5] == ord("r"):  # how a row ends that puts itself into the memo
+            self._next = max(self._next, 1 + int.from_bytes(self._data[end - 4 : end], "little"))
+        self._next = max(self._next, 0x100)
         self._at = end
-        self._puts = True
+        self._puts = self._ran = True
         return True
 
-    def _record_skipped(self, end: int) -> None:
-        memoized = self._data.count(b"\x94", self._at, end)
-        if self._since is not None and self._data.find(b"j", self._at, end) >= 0:
-            self.runs = self._since = None  # it may mean something in a run
-        self._at = end
+    def _record_skipped(self) -> bool:
+        """A tensor record, unless it is an odd one."""
+        found = self._templates.fitting(self._data, self._at, self._next, self._bound, self._memo)
+        if found is None or (found.far and self._ran):
+            return False  # or it means something in a run
+        self._at += found.length
         self._stack.append(1)
-        if memoized:
-            self._count += memoized
-            self._memoized = True
-        else:
-            self._puts = True
-        if self._puts and self._memoized:
-            self._one_way()
+        self._next += found.puts
+        self._count += found.memoized
+        self._puts = self._puts or found.puts > 0
+        self._memoized = self._memoized or found.memoized > 0
+        self._one_way()
+        return True
 
     def _one_way(self) -> None:
         if self._puts and self._memoized:
@@ -240,12 +251,12 @@ class Scan:
 
     def on_push(self, op: int) -> None:
         """An object of its own, with an argument of fixed size."""
-        self._step_over(_FIXED.get(op, 0))
+        self._step_over(FIXED.get(op, 0))
         self._stack.append(1)
 
     def on_sized(self, op: int) -> None:
         """An object with a length in front."""
-        self._step_over(self._take(_SIZED[op]))
+        self._step_over(self._take(SIZED[op]))
         self._stack.append(1)
 
     def on_line(self, op: int) -> None:
@@ -257,7 +268,7 @@ class Scan:
 
     def on_nothing(self, op: int) -> None:
         """PROTO, FRAME and BUILD's state."""
-        self._step_over(_FIXED.get(op, 0))
+        self._step_over(FIXED.get(op, 0))
         if op in b"ab":
             self._pop(1)
 
@@ -290,7 +301,11 @@ class Scan:
 
     def on_item(self, op: int) -> None:
         """SETITEM."""
-        self._hash(self._stack[-2:-1])
+        stack = self._stack
+        if len(stack) > 1 and stack[-2] == 1 and stack[-1] != MARK:  # most
+            del stack[-2:]
+            return
+        self._hash(stack[-2:-1])
         self._pop(2)
 
     def on_set(self, op: int) -> None:
@@ -302,7 +317,7 @@ class Scan:
 
     def on_call(self, op: int) -> None:
         """REDUCE, NEWOBJ, NEWOBJ_EX, STACK_GLOBAL, BINPERSID: what is made is no heavier than its parts."""
-        self._push(self._pop(_CALLS[op]))
+        self._push(self._pop(CALLS[op]))
 
     def on_pop(self, op: int) -> None:
         """POP takes a mark too."""
@@ -318,7 +333,7 @@ class Scan:
 
     def on_put(self, op: int) -> None:
         """PUT, BINPUT, LONG_BINPUT: an index far beyond the pickle's own length is a trap."""
-        index = self._index() if op == ord("p") else self._take(_FIXED[op])
+        index = self._index() if op == ord("p") else self._take(FIXED[op])
         if not 0 <= index <= max(1 << 20, 2 * (self._base + self._at - self._start)):
             raise pickle.UnpicklingError(f"memo index {index} is out of all proportion")
         self._puts = True
@@ -331,39 +346,30 @@ class Scan:
         self._count += 1
 
     def _remember(self, index: int) -> None:
-        self._one_way()
+        if self._memoized:
+            self._one_way()
         if not self._stack or self._stack[-1] == MARK:
             raise pickle.UnpicklingError("it remembers what is not there")
-        self._memo[index] = self._stack[-1]
+        weight = self._memo[index] = self._stack[-1]
+        if index < self._next and weight > LIGHT:
+            self._templates.forget()
+        if self._puts and index >= self._next:
+            self._next = index + 1
         if self._since is not None:
             self._since.add(index)
 
     def on_get(self, op: int) -> None:
         """GET, BINGET, LONG_BINGET."""
-        index = self._index() if op == ord("g") else self._take(_FIXED[op])
+        index = self._index() if op == ord("g") else self._take(FIXED[op])
         self._stack.append(self._memo.get(index, RECORD_WEIGHT))
         if self._since is not None and index > 0xFF and index not in self._since:
             self.runs = self._since = None
 
 
-_GETS = frozenset(b"hj")
-_KEYS = frozenset(b"X\x8c")
-_STOP = ord(".")
-_FIXED = {
-    ord("K"): 1, ord("M"): 2, ord("J"): 4, ord("G"): 8, ord("h"): 1, ord("j"): 4, ord("q"): 1, ord("r"): 4,
-    0x80: 1, 0x95: 8,
-}  # fmt: skip
-_SIZED = {
-    ord("X"): 4, 0x8C: 1, 0x8D: 8, ord("T"): 4, ord("U"): 1, ord("B"): 4, ord("C"): 1, 0x8E: 8, 0x96: 8,
-    0x8A: 1, 0x8B: 4,
-}  # fmt: skip
-_CALLS = {ord("R"): 2, 0x81: 2, 0x92: 3, 0x93: 2, ord("Q"): 1}
-
-
 def _handlers() -> list[Callable[[Scan, int], None] | None]:
     by_method: dict[Callable[[Scan, int], None], bytes] = {
-        Scan.on_push: b"KMJGN\x88\x89]}\x8f)",
-        Scan.on_sized: bytes(_SIZED),
+        Scan.on_push: bytes(PUSHED),
+        Scan.on_sized: bytes(SIZED),
         Scan.on_line: b"ILFSVPc",
         Scan.on_nothing: b"\x80\x95ab",
         Scan.on_mark: b"(",
@@ -373,7 +379,7 @@ def _handlers() -> list[Callable[[Scan, int], None] | None]:
         Scan.on_items: b"du",
         Scan.on_item: b"s",
         Scan.on_set: b"\x90\x91",
-        Scan.on_call: bytes(_CALLS),
+        Scan.on_call: bytes(CALLS),
         Scan.on_pop: b"0",
         Scan.on_dup: b"2",
         Scan.on_put: b"pqr",

@@ -28,6 +28,14 @@ class Rows:
             column == bytes([byte]) * self.count for column, byte in zip(columns, expected, strict=True)
         )
 
+    def leading(self, expected: bytes, at: int) -> int:
+        """How many of the first records hold these bytes at this offset, one after the other."""
+        columns = (self._data[at + i :: self._length] for i in range(len(expected)))
+        return min(
+            len(column) - len(column.lstrip(bytes([byte])))
+            for column, byte in zip(columns, expected, strict=True)
+        )
+
     def numbers(self, size: int, at: int) -> array[int]:
         """The little-endian numbers of ``size`` bytes at this offset, as 64-bit ones."""
         wide = bytearray(8 * self.count)

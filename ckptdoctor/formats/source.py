@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from types import TracebackType
 
 from ckptdoctor.errors import CorruptCheckpointError, ReadError
@@ -59,6 +60,13 @@ class FileSource:
             return b""
         try:
             return os.pread(self.fd, count, offset)
+        except OSError as error:
+            raise ReadError(f"{show(self.path)}: cannot be read ({error.strerror})") from error
+
+    def each(self, offsets: Iterable[int], counts: Iterable[int]) -> Iterator[bytes]:
+        """At most that many bytes from each offset, as far as the file is read now."""
+        try:
+            yield from map(os.pread, repeat(self.fd), counts, offsets)
         except OSError as error:
             raise ReadError(f"{show(self.path)}: cannot be read ({error.strerror})") from error
 

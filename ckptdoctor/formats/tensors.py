@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,9 +13,11 @@ from ckptdoctor.errors import CorruptCheckpointError, ReadError
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
 from ckptdoctor.formats.blobs import Files, crc_fits, fill, mapped_crc_fits
 from ckptdoctor.formats.findings import bad_crc
-from ckptdoctor.formats.mapping import can_map, is_local
+from ckptdoctor.formats.lazy import LazySpecs
+from ckptdoctor.formats.mapping import STEP, can_map, is_local
 from ckptdoctor.formats.parallel import in_threads
 from ckptdoctor.formats.views import element_size
+from ckptdoctor.formats.whole import Whole, whole_tensors
 from ckptdoctor.formats.words import listing, show
 from ckptdoctor.trees import TensorSpec
 
@@ -62,7 +64,24 @@ class TensorReader:
     @cached_property
     def _users(self) -> Counter[str]:
         """How many keys use each storage."""
-        return Counter(s for key in self.state_dict.tree.specs for s in self._storages(key))
+        if isinstance(self._specs, LazySpecs) and not self.state_dict.recipes:
+            return Counter(self._specs.storages)
+        return Counter(s for key in self._specs for s in self._storages(key))
+
+    @cached_property
+    def _whole(self) -> dict[str, Whole]:
+        """The usual tensors, where the file is mapped."""
+        if not self.mapped:
+            return {}
+        import torch
+
+        found = whole_tensors(self.archive, self.state_dict, self._users, sys.byteorder)
+        dtypes = {name: getattr(torch, name, None) for name in {whole.kind.dtype for whole in found.values()}}
+        self._dtypes |= {name: dtype for name, dtype in dtypes.items() if isinstance(dtype, torch.dtype)}
+        maps = {file: self._files.mapped(file) for file in {whole.file for whole in found.values()}}
+        if dtypes.keys() <= self._dtypes.keys() and None not in maps.values():
+            return found
+        return {k: w for k, w in found.items() if w.kind.dtype in self._dtypes and maps[w.file] is not None}
 
     @cached_property
     def _left(self) -> Counter[str]:
@@ -79,6 +98,8 @@ class TensorReader:
         other._dtypes = self._dtypes
         if "_users" in vars(self):  # a repair asks nobody for them
             other._users = self._users
+        if mapped == self.mapped and "_whole" in vars(self):
+            other._whole = self._whole
         return other
 
     def prepare(self, keys: Iterable[str]) -> None:
@@ -97,11 +118,17 @@ class TensorReader:
         due = [(s, ref) for s, ref in refs.items() if ref.crc is not None]
         for _, ref in due:  # opened here: `Files` is not made for several threads
             self._files.mapped(ref.file)
-        fits = in_threads(lambda one: self._fits(one[1]), due, sum(r.nbytes for _, r in due))
-        for (name, ref), good in zip(due, fits, strict=True):
-            if not good:
-                raise self._bad_crc(ref)
-            self._checked.add(name)
+        parts = list(_parts(due))
+        for part, fits in zip(
+            parts, in_threads(self._all_fit, parts, sum(r.nbytes for _, r in due)), strict=True
+        ):
+            for (name, ref), good in zip(part, fits, strict=True):
+                if not good:
+                    raise self._bad_crc(ref)
+                self._checked.add(name)
+
+    def _all_fit(self, part: list[tuple[str, StorageRef]]) -> list[bool]:
+        return [self._fits(ref) for _, ref in part]
 
     def read_ahead(self, keys: Iterable[str]) -> None:
         """Read the storages of `keys` into private memory, several at a time, for the calls that follow."""
@@ -116,36 +143,26 @@ class TensorReader:
 
     def holds(self, key: str, tensor: torch.Tensor) -> bool:
         """Whether `tensor` is exactly the bytes of `key` in the mapped file. False where it only may be."""
-        spec = self._specs[key]
-        ref = self.archive.storages.get(spec.storage)
-        if ref is None or not self._is_whole(spec, ref) or key in self.state_dict.recipes:
+        found = self._whole.get(key)
+        if found is None:
             return False
-        file = self._files.mapped(ref.file) if self.mapped else None
+        storage, file, offset, kind = found
+        memory = self._files.mapped(file)
         return (
-            file is not None
-            and tensor.data_ptr() == file.address + ref.offset
-            and tensor.shape == spec.shape
-            and tensor.dtype == self._dtype(key, spec.dtype)
+            memory is not None
+            and tensor.data_ptr() == memory.address + offset
+            and tensor.shape == kind.shape
+            and tensor.dtype == self._dtypes[kind.dtype]
             and tensor.is_contiguous()
             and not (tensor.is_conj() or tensor.is_neg())
-            and (not self.check_crc or ref.crc is None or spec.storage in self._checked)
-        )
-
-    @staticmethod
-    def _is_whole(spec: TensorSpec, ref: StorageRef) -> bool:
-        """Whether it is all of a storage that can be mapped."""
-        itemsize = element_size(spec.dtype)
-        return (
-            spec.layout == "strided"
-            and spec.strides is None
-            and spec.dtype == ref.dtype
-            and spec.numel * itemsize == ref.nbytes
-            and can_map(ref, itemsize, sys.byteorder)
+            and (not self.check_crc or storage in self._checked or self.archive.storages[storage].crc is None)
         )
 
     def lends(self, key: str) -> bool:
         """Whether the tensor of `key` is a whole storage that no other key uses, so that it can be kept."""
-        spec = self.state_dict.tree[key]
+        if key in self._whole:
+            return True
+        spec = self._specs[key]
         return (
             spec.layout == "strided"
             and spec.strides is None
@@ -188,29 +205,22 @@ class TensorReader:
 
     def __call__(self, key: str) -> torch.Tensor:
         """Raises CorruptCheckpointError for a bad checksum, ReadError for what torch cannot express."""
+        found = self._whole.get(key)
+        if found is not None:
+            storage, file, offset, kind = found
+            if self.check_crc and storage not in self._checked:
+                self._check_once(storage, self.archive.storages[storage])
+            memory = self._files.mapped(file)
+            assert memory is not None
+            row = memory.tensor(self._dtypes[kind.dtype], kind.numel, offset)
+            return row if len(kind.shape) == 1 else row.view(kind.shape)
         spec, recipe = self._specs[key], self.state_dict.recipes.get(key)
-        if recipe is None and self.mapped and self._users[spec.storage] == 1:
-            whole = self._whole(key, spec)
-            if whole is not None:
-                return whole
         try:
             if recipe is None:
                 return self._view(key, spec)
             return self._composite(key, spec, recipe)
         finally:
             self._release(key)
-
-    def _whole(self, key: str, spec: TensorSpec) -> torch.Tensor | None:
-        """The usual tensor in few steps: all of a mapped storage that no other key uses. None for others."""
-        ref = self.archive.storages.get(spec.storage)
-        if ref is None or not self._is_whole(spec, ref):
-            return None
-        file = self._files.mapped(ref.file)
-        if file is None:
-            return None
-        self._check_once(spec.storage, ref)
-        row = file.tensor(self._dtype(key, spec.dtype), spec.numel, ref.offset)
-        return row if len(spec.shape) == 1 else row.view(spec.shape)
 
     def close(self) -> None:
         """Close the files and forget shared storages."""
@@ -335,6 +345,19 @@ def model_reader(
     known = [is_local(path) for path in archive.files]
     mapped = not private and all(known) if lasting else False not in known
     return TensorReader(archive, state_dict, check_crc=check_crc, mapped=mapped)
+
+
+def _parts(due: list[tuple[str, StorageRef]]) -> Iterator[list[tuple[str, StorageRef]]]:
+    """Storages that follow each other, at least `STEP` bytes together: one is too little for a thread."""
+    part, nbytes = [], 0
+    for one in due:
+        part.append(one)
+        nbytes += one[1].nbytes
+        if nbytes >= STEP:
+            yield part
+            part, nbytes = [], 0
+    if part:
+        yield part
 
 
 @cache

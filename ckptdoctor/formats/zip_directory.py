@@ -123,45 +123,49 @@ class Directory:
     def data_offsets(self, numbers: Sequence[int]) -> array[int]:
         """`data_offset` of the members with these numbers; many headers are read and compared at once."""
         found = array("Q")
-        heads = self.members.pick(self.members.head, numbers)
-        while len(found) < len(numbers):
-            at = len(found)
-            part = heads[at : at + MANY]
-            # Names of one length are compared at once.
-            count = len(part) if part == part[:1] * len(part) else _same(part)
-            alike = numbers[at : at + count]
-            found += self._near_offsets(alike) or array(
-                "Q", (self.data_offset(self.members.at(i)) for i in alike)
-            )
+        for at in range(0, len(numbers), MANY):
+            part = numbers[at : at + MANY]
+            found += self._offsets(part) or array("Q", (self.data_offset(self.members.at(i)) for i in part))
         return found
 
-    def _near_offsets(self, numbers: Sequence[int]) -> array[int] | None:
-        """The same where the headers are near to each other and in order; else each is looked at alone."""
+    def _offsets(self, numbers: Sequence[int]) -> array[int] | None:
+        """The same by columns; None where each is to be looked at alone."""
         members = self.members
-        headers = members.pick(members.header, numbers)
-        names, length = members.named(numbers), members.head[numbers[0]]
-        in_order = members.ordered and isinstance(numbers, range)
-        first, last = (headers[0], headers[-1]) if in_order else (min(headers), max(headers))
-        if last - first > NEAR * len(headers):
+        headers, heads = members.pick(members.header, numbers), members.pick(members.head, numbers)
+        rows = self._headers(headers, heads, members.named(numbers))
+        if (
+            rows is None
+            or rows.count != len(numbers)
+            or not rows.all(b"PK\x03\x04", 0)
+            or rows.numbers(2, 8) != members.pick(members.method, numbers)
+            or added(rows.numbers(2, 26), array("Q", [LOCAL.size]) * len(heads)) != heads
+        ):
             return None
-        rows = _headers(self.source.some(first, last + length - first), first, headers, length)
-        agree = (
-            rows.count == len(numbers)
-            and rows.all(b"PK\x03\x04", 0)
-            and rows.all(struct.pack("<H", len(names[0])), 26)
-            and rows.numbers(2, 8) == members.pick(members.method, numbers)
-            and rows.hold(names, LOCAL.size)
-        )
-        if not agree:
-            return None
-        extras = added(rows.numbers(2, 28), array("Q", [length]) * len(headers))
-        offsets = added(headers, extras) if extras is not None else None
+        begins = added(headers, heads)
+        offsets = added(begins, rows.numbers(2, 28)) if begins is not None else None
         ends = added(offsets, members.pick(members.packed, numbers)) if offsets is not None else None
-        return (
-            offsets
-            if ends is not None and not any_above(ends, array("Q", [self.start]) * len(ends))
-            else None
-        )
+        if ends is None or any_above(ends, array("Q", [self.start]) * len(ends)):
+            return None
+        return offsets
+
+    def _headers(self, places: array[int], lengths: array[int], names: list[str]) -> Rows | None:
+        """The headers, each of its length; None where one has another name."""
+        first, last, length = min(places), max(places), lengths[0]
+        alike = lengths == lengths[:1] * len(lengths)
+        if last - first > NEAR * len(places):
+            raws = list(self.source.each(places, lengths))
+        else:
+            block = self.source.some(first, last + max(lengths) - first)
+            step = places[1] - first if len(places) > 1 else 0
+            if alike and step >= length and places == array("Q", range(first, last + 1, step)):
+                return _named(Rows(block + bytes(step - length), step), names)  # members of one size
+            raws = [block[at - first : at - first + n] for at, n in zip(places, lengths, strict=True)]
+        if alike:
+            return _named(Rows(b"".join(raws), length), names)
+        # Each name has its length, so that all of them are right together.
+        named = b"".join([raw[LOCAL.size :] for raw in raws]) == "".join(names).encode("utf-8", "replace")
+        right = named and list(map(len, raws)) == lengths.tolist()
+        return Rows(b"".join([raw[: LOCAL.size] for raw in raws]), LOCAL.size) if right else None
 
     def _header(self, at: int, length: int) -> bytes:
         """Those bytes; many at once where small members follow each other."""
@@ -211,17 +215,9 @@ class Directory:
             raise self._bad(f"member {show(member.name)!r} changed after saving (its CRC-32 does not fit)")
 
 
-def _headers(block: bytes, first: int, places: array[int], length: int) -> Rows:
-    """Local headers of that length, at these places of the file; the block begins at the first of them."""
-    step = places[1] - first if len(places) > 1 else 0
-    if step >= length and places == array("Q", range(first, places[-1] + 1, step)):  # members of one size
-        return Rows(block + bytes(step - length), step)
-    return Rows(b"".join([block[at - first : at - first + length] for at in places]), length)
-
-
-def _same(values: array[int]) -> int:
-    """How many are like the first, from it on."""
-    return next(i for i, value in enumerate(values) if value != values[0])
+def _named(rows: Rows, names: list[str]) -> Rows | None:
+    """The local headers, if they have these names, which are of one length."""
+    return rows if rows.count == len(names) and rows.hold(names, LOCAL.size) else None
 
 
 def inflate(raw: bytes, size: int) -> bytes | None:

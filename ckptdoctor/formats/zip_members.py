@@ -18,6 +18,7 @@ from ckptdoctor.formats.rows import Rows, added, any_above
 from ckptdoctor.formats.words import show
 
 CENTRAL = struct.Struct("<4s6H3L5H2L")
+LENGTHS = struct.Struct("<3H")  # of name, extra field and comment, in an entry
 MARK = b"PK\x01\x02"
 LOCAL_SIZE = 30  # bytes of a local header without its name
 U32 = 0xFFFFFFFF
@@ -150,32 +151,29 @@ class Members(Mapping[str, Member]):
         return self.at(order[-1]), None
 
     def _read(self, data: bytes, count: int) -> None:
-        at, step = 0, FEW
+        at = 0
         while (left := count - len(self.names)) > 0:
-            taken, end = self._alike(data, at, min(step, left))
-            if not taken:
-                end = self._one(data, at)
-            at, step = end, min(max(2 * taken, FEW), MOST)
+            taken, end = self._alike(data, at, min(left, MOST))
+            at = end if taken else self._one(data, at)
         if at != len(data):
             raise self._bad("its central directory is longer than its entries")
 
     def _alike(self, data: bytes, at: int, count: int) -> tuple[int, int]:
-        """How many of the next entries were read together, and where they end; 0 where they are not alike."""
+        """How many of the next entries were read together, and where they end; 0 where few are alike."""
         if count < FEW or at + CENTRAL.size > len(data):
             return 0, at
-        lengths = CENTRAL.unpack_from(data, at)[10:13]
-        length = CENTRAL.size + sum(lengths)
-        while count >= FEW:
-            if at + count * length <= len(data):
-                rows = Rows(data[at : at + count * length], length)
-                if (
-                    rows.all(MARK, 0)
-                    and rows.all(struct.pack("<3H", *lengths), 28)
-                    and self._plain(rows, lengths[0])
-                ):
-                    return count, at + count * length
-            count //= 2
-        return 0, at
+        length = CENTRAL.size + sum(LENGTHS.unpack_from(data, at + 28))
+        # A mark where the last of a few would begin: mostly there are as many entries like the first.
+        last = at + (FEW - 1) * length
+        if data[last : last + 4] != MARK:
+            return 0, at
+        rows = Rows(data[at : at + count * length], length)
+        count = min(rows.count, rows.leading(MARK, 0), rows.leading(data[at + 28 : at + 34], 28))
+        end = at + count * length
+        name_length = LENGTHS.unpack_from(data, at + 28)[0]
+        if count < FEW or not self._plain(Rows(data[at:end], length), name_length):
+            return 0, at
+        return count, end
 
     def _plain(self, rows: Rows, length: int) -> bool:
         """Add the entries, if they need neither zip64 nor another alphabet."""
@@ -213,9 +211,9 @@ class Members(Mapping[str, Member]):
         if U32 in (size, packed, header):
             extra = data[name_at + name_n : name_at + name_n + extra_n]
             size, packed, header = self._zip64_extra(extra, size, packed, header)
-        values = header, size, packed, method, crc, flags, LOCAL_SIZE + len(name)
-        for column, value in zip(self._columns(), values, strict=True):
-            column[len(self.names)] = value
+        i = len(self.names)
+        self.header[i], self.size[i], self.packed[i], self.method[i] = header, size, packed, method
+        self.crc[i], self.flags[i], self.head[i] = crc, flags, LOCAL_SIZE + len(name)
         self.names.append(name)
         return end
 

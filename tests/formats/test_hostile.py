@@ -110,6 +110,22 @@ def memo(index: int) -> bytes:
     return b"\x80\x02}r" + struct.pack("<I", index) + b"."
 
 
+def text(words: str) -> bytes:
+    return b"X" + struct.pack("<I", len(words)) + words.encode()
+
+
+def by_records(count: int) -> bytes:
+    """A tuple that doubles in each tensor record, whose size and stride are the last one's arguments."""
+    made = (
+        b"\x80\x02}(" + text("a") + b"(ca\nb\nq\x01" + text("storage") + b"q\x02ctorch\nFloatStorage\nq\x03"
+    )
+    made += text("cpu") + b"q\x04)q\x05t"
+    for i in range(5, 5 + count):
+        made += text("k") + b"h\x01((h\x02h\x03" + text("0") + b"h\x04K\x01tQK\x00" + bytes((ord("h"), i)) * 2
+        made += b"\x89h\x01)Rt" + bytes((ord("q"), i + 1)) + b"R"
+    return made + bytes((ord("h"), 5 + count)) + b"K\x01" + text("more") + text("x" * 20_000) + b"u."
+
+
 BOMBS = {
     "memo of 30 GB": memo(2**31),
     "memo as text": b"(dp4000000000\n.",
@@ -119,6 +135,7 @@ BOMBS = {
     "frame of 1 TB": b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"N.",
     "key that takes forever to hash": b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s.",
     "the same by the memo": b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01s.",
+    "the same by records": by_records(60),
     "the same in a set": b"\x80\x04\x8f()" + b"2\x86" * 60 + b"\x90.",
     "the same in OrderedDict's argument": b"\x80\x02ccollections\nOrderedDict\n](]("
     + b")" + b"2\x86" * 60 + b"K\x01eea\x85R.",

@@ -23,6 +23,7 @@ from ckptdoctor.formats.base import Archive
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.formats.lazy import LazySpecs
 from ckptdoctor.formats.pickle_scan import Scan
+from ckptdoctor.formats.pickle_templates import Templates
 from ckptdoctor.formats.rows import added, any_above
 from ckptdoctor.formats.source import window_of_bytes
 from ckptdoctor.formats.unpickle import Storages
@@ -33,7 +34,6 @@ from ckptdoctor.trees import ParamTree
 from ckptdoctor.writers import Contents, Piece, write_contents
 
 COLUMNS = (
-    (pickle_scan, "SMALL", 0),
     (pickle_scan, "LARGE", 1),
     (pickle_rows, "FEW", 1),
     (zip_members, "FEW", 2),
@@ -53,11 +53,20 @@ def by_columns() -> Iterator[None]:
 def one_by_one() -> Iterator[None]:
     """Nothing is read by columns, no opcode is skipped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pickle_scan, "SMALL", 1 << 60)
+        patch.setattr(pickle_scan, "LARGE", 1 << 60)
+        patch.setattr(Scan, "_record_skipped", lambda *_: False)
         patch.setattr(zip_members, "FEW", 1 << 60)
         patch.setattr(Views, "plain_specs", lambda *_: None)
-        patch.setattr(Directory, "_near_offsets", lambda *_: None)
+        patch.setattr(Directory, "_offsets", lambda *_: None)
         patch.setattr(Members, "numbers", lambda *_: None)
+        yield
+
+
+@contextmanager
+def by_templates() -> Iterator[None]:
+    """Records are skipped one at a time, whatever the size of the pickle."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pickle_scan, "LARGE", 1 << 60)
         yield
 
 
@@ -90,7 +99,8 @@ def told(archive: Archive | str) -> Any:
 
 
 def assert_alike(path: Path) -> None:
-    assert told(read(path, by_columns)) == told(read(path, one_by_one))
+    expected = told(read(path, one_by_one))
+    assert told(read(path, by_columns)) == told(read(path, by_templates)) == expected
 
 
 def lazily(archive: Archive | str) -> bool:
@@ -238,6 +248,21 @@ def test_a_large_file_of_ours_is_read_by_columns(tmp_path: Path) -> None:
     assert_alike(tmp_path / "ours.pth")
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_most_records_of_a_small_file_are_like_one_before(protocol: int, tmp_path: Path) -> None:
+    torch.save(large(60), tmp_path / "small.pth", pickle_protocol=protocol)
+    pickle, _ = parts(tmp_path / "small.pth")
+    scan = Scan(window_of_bytes(pickle))
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        fitting = Templates.fitting
+        patch.setattr(Templates, "fitting", lambda *args: found.append(fitting(*args)) or found[-1])
+        scan.run()
+    # All but the first, which names its classes, and the one where the memo's indices become longer.
+    assert len(found) == 59 and found.count(None) == (protocol == 2)
+    assert len(set(found)) <= 5
+
+
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("save", [torch.save, save_ours], ids=["theirs", "ours"])
 def test_a_damaged_pickle_gives_the_same_either_way(save: Any, seed: int, tmp_path: Path) -> None:
@@ -253,8 +278,11 @@ def test_a_damaged_pickle_gives_the_same_either_way(save: Any, seed: int, tmp_pa
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_a_damaged_zip_gives_the_same_either_way(seed: int, tmp_path: Path) -> None:
+def test_a_damaged_zip_gives_the_same_either_way(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dice = random.Random(seed)
+    monkeypatch.setattr(zip_directory, "NEAR", dice.choice([0, zip_directory.NEAR]))
     torch.save(large(40), tmp_path / "bad.pth")
     data = bytearray((tmp_path / "bad.pth").read_bytes())
     start = data.index(b"PK\x01\x02")
