@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.errors import TargetError
 from ckptdoctor.facts import Fact, agreed, facts_of
+from ckptdoctor.formats import quiet_gc
 from ckptdoctor.formats.lazy import over
 from ckptdoctor.targets._text import describe, listing
 from ckptdoctor.targets.survey import Columns, Look, Survey, Visited, class_name, plain_types, survey
@@ -33,6 +32,12 @@ def snapshot(model: torch.nn.Module) -> ParamTree:
     Raises ``TargetError`` for what is no ``nn.Module``, for a state dict that cannot be made, and for
     lazy modules whose shapes are not known yet.
     """
+    with quiet_gc():  # 100,000 small objects that stay: collecting in between costs half of the time
+        return tree_of(walk(model))
+
+
+def walk(model: torch.nn.Module) -> Survey:
+    """:func:`survey` of what has to be a model; raises as :func:`snapshot`."""
     import torch
 
     if not isinstance(model, torch.nn.Module):
@@ -40,8 +45,7 @@ def snapshot(model: torch.nn.Module) -> ParamTree:
             f"a model is an instance of torch.nn.Module, this is {describe(model)}"
             + ("; call the class to make one" if isinstance(model, type) else "")
         )
-    with _no_gc():  # 100,000 small objects that stay: collecting in between costs half of the time
-        return tree_of(survey(model))
+    return survey(model)
 
 
 def tree_of(found: Survey) -> ParamTree:
@@ -125,17 +129,6 @@ def class_lines(model: torch.nn.Module) -> dict[str, str]:
     from ckptdoctor.targets import _lines
 
     return _lines.class_lines(model)
-
-
-@contextmanager
-def _no_gc() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _refuse_lazy(found: Survey) -> None:

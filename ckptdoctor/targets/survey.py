@@ -55,6 +55,11 @@ class Columns:
     memories: Sequence[int]
 
     @property
+    def few(self) -> list[Look]:
+        """Each look once."""
+        return list({id(look): look for look in self.looks}.values())
+
+    @property
     def shared(self) -> bool:
         """Whether two of them have one memory; a tensor that is there twice has."""
         return len(set(self.memories)) < len(self.memories)
@@ -102,9 +107,14 @@ class Survey:
         return list({id(module): module for _, module in self.visited}.values())
 
     @cached_property
+    def slots(self) -> list[Tensor]:
+        """``tensors``, then ``hidden``: where the model is ``plain``, all that it has."""
+        return [*self.tensors.values(), *self.hidden.values()]
+
+    @cached_property
     def columns(self) -> Columns:
-        """Of ``tensors``, then of ``hidden``."""
-        return columns_of([*self.tensors.values(), *self.hidden.values()])
+        """Of ``slots``."""
+        return columns_of(self.slots)
 
 
 def survey(model: nn.Module) -> Survey:
