@@ -237,7 +237,7 @@ def _auto_load(
         found.narrated().raise_for_verdict()
     assert case.plan is not None  # raise_for_verdict
     if not isinstance(model, str | os.PathLike):
-        how |= {"tree": case.target.tree, "expansion": found.expansion}
+        how |= {"tree": case.target.tree, "expansion": found.expansion, "walked": case.target.walked}
     return into_model(case.plan, case.archive, model, **how)
 
 

@@ -6,6 +6,8 @@ import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ckptdoctor.formats.envelope import Envelope
+    from ckptdoctor.targets.survey import Survey
     from ckptdoctor.trees import ParamTree
 
 Values = Callable[[str], "Tensor | None"]
@@ -50,6 +53,7 @@ def apply_to_model(
     target: str = "",
     probe: Callable[[], ProbeResult] | None = None,
     then: Callable[[], None] | None = None,
+    found: Survey | None = None,
 ) -> Receipt:
     """Fill a live model from a checkpoint and verify it; the model is untouched unless all of it holds.
 
@@ -60,15 +64,16 @@ def apply_to_model(
     accepted (``"range"``). Without ``verify`` no bits are compared. ``source``, ``state_dict`` and
     ``target`` are words for the receipt. ``probe`` runs the loaded model on known inputs and raises when it
     gives something else; for that alone a copy of the old values is kept. ``then`` runs last, before the
-    model is written: if it raises, the model is as before, too.
+    model is written: if it raises, the model is as before, too. ``found`` is the model as it was walked for
+    ``target_tree`` just now.
 
     Raises :class:`~ckptdoctor.errors.ApplyError` or :class:`~ckptdoctor.errors.VerifyError`.
     """
     receipts = []
 
-    def check(before: Values, pending: Values) -> None:
+    def check(before: Values, pending: Values, into: Mapping[str, Tensor]) -> None:
         # The receipt is made here, so that nothing can fail once the model keeps its new values.
-        def verified() -> Mapping[str, tuple[str, CastClass]]:
+        def verified(into: Mapping[str, Tensor]) -> Mapping[str, tuple[str, CastClass]]:
             return verify_model(
                 expansion,
                 fresh() if fresh is not None else reader,
@@ -76,15 +81,16 @@ def apply_to_model(
                 ties=target_tree.ties,
                 before=before,
                 pending=pending,
+                into=into,
                 accept=accept,
                 bits=verify,
             )
 
         notes = check_derived(expansion.fills, expansion.unused, reader, model, accept)
-        casts, parity = verified(), None
+        casts, parity = verified(into), None
         if probe is not None:
             parity = probe()
-            verified()  # again: a forward pass may write to its own model
+            verified({})  # again: a forward pass may write to its own model, or put other tensors there
         entries = _entries(expansion, target_tree, casts)
         made = Receipt(source, state_dict, target, "", entries, dict(expansion.unused), notes)
         receipts.append(replace(made, probe=parity, verified=verify))
@@ -97,11 +103,13 @@ def apply_to_model(
             reader,
             model,
             check=check,
+            runs_code=probe is not None or then is not None,
             ahead=probe is not None,
             compare=verify,
             device=device,
             source_versions=source_versions,
             on_tensor=on_tensor,
+            found=found,
         )
     return receipts[0]
 
@@ -224,13 +232,18 @@ def _same_file(source: str, out: Path) -> bool:
 def _entries(
     expansion: Expansion, tree: ParamTree, casts: Mapping[str, tuple[str, CastClass]]
 ) -> tuple[Entry, ...]:
-    entries = []
-    for key, fill in expansion.fills.items():
-        dtype_from, cast = casts.get(key, ("", "lossless"))
-        spec = tree[key]
-        sources = (fill.tied_to,) if fill.kind == "tie" else fill.sources
-        ops = () if fill.kind == "tie" else fill.ops
-        entries.append(
-            Entry(key, _ACTIONS[fill.kind], sources, ops, spec.numel, dtype_from, spec.dtype, cast)
-        )
-    return tuple(entries)
+    fills = expansion.fills
+    specs = list(map(tree.specs.__getitem__, fills))
+    cast = list(map(casts.get, fills, repeat(("", "lossless"))))
+    rows = zip(
+        fills,
+        [_ACTIONS[fill.kind] for fill in fills.values()],
+        [(fill.tied_to,) if fill.kind == "tie" else fill.sources for fill in fills.values()],
+        [() if fill.kind == "tie" else fill.ops for fill in fills.values()],
+        [spec.numel for spec in specs],
+        [name for name, _ in cast],
+        [spec.dtype for spec in specs],
+        [kind for _, kind in cast],
+        strict=True,
+    )
+    return tuple(map(partial(tuple.__new__, Entry), rows))  # what Entry(*row) does, without its arguments

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ckptdoctor.plan import Expansion, Plan
     from ckptdoctor.receipt import Receipt
     from ckptdoctor.targets import Target
+    from ckptdoctor.targets.survey import Survey
     from ckptdoctor.trees import ParamTree
 
 
@@ -38,10 +39,12 @@ def into_model(
     probe: Any = None,
     tree: ParamTree | None = None,
     expansion: Expansion | None = None,
+    walked: Survey | None = None,
 ) -> Receipt:
     """Run the plan on a live model; arguments as for :func:`ckptdoctor.auto_load`.
 
-    ``tree`` is the model's, where it was read just now, and ``expansion`` the plan worked out for it.
+    ``tree`` is the model's, where it was read just now from what was ``walked``, and ``expansion`` the plan
+    worked out for it.
     """
     from ckptdoctor.formats.ahead import read_ahead
     from ckptdoctor.formats.tensors import model_reader
@@ -71,6 +74,7 @@ def into_model(
         state_dict=chosen.path,
         target=type(model).__name__,
         probe=live_probe(probe, model),
+        found=walked,
     )
     return replace(receipt, warnings=plan.warning)
 

@@ -8,14 +8,14 @@ its own keys, and what it did can be undone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from itertools import chain
+from math import prod
 from typing import TYPE_CHECKING, Any
 
+from ckptdoctor.targets.survey import Columns, Look, Survey, columns_of, plain_types
+
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 
@@ -35,18 +35,34 @@ class Places:
                     yield from (t for t in table.values() if t is not None)
 
 
-def places_of(model: nn.Module, modules: Sequence[nn.Module], state: Mapping[str, Any]) -> Places:
+def places_in(found: Survey) -> Places:
+    """The model's places; usually every tensor is plain memory that no code has a part in loading."""
+    if not found.plain:
+        return places_of(found.model, found.modules, found.state)
+    bad = _no_memory(found.slots, found.columns)
+    if found.loads and not bad:
+        return Places(direct=dict(found.tensors))
+    return places_of(found.model, found.modules, found.state, bad)
+
+
+def places_of(
+    model: nn.Module,
+    modules: Sequence[nn.Module],
+    state: Mapping[str, Any],
+    bad: Collection[int] | None = None,
+) -> Places:
     """Tell the keys of ``state`` (``model.state_dict()`` with the model's own objects) apart.
 
-    ``modules`` are all of the model's.
+    ``modules`` are all of the model's, ``bad`` the ids of their tensors that no plain copy could serve.
     """
     from torch import nn
 
     whole = Places(own={"": model}, keys={"": list(state)})
     if type(model).load_state_dict is not nn.Module.load_state_dict or "load_state_dict" in vars(model):
         return whole
-    memory = {id(module): list(_slots(module)) for module in modules}
-    shared = _sharing(memory.values())
+    if bad is None:
+        tensors = [tensor for module in modules for _, tensor in _slots(module)]
+        bad = _no_memory(tensors, columns_of(tensors))
     own_code: dict[type, bool] = {}
     found = Places()
     stack = [("", model)]
@@ -56,8 +72,8 @@ def places_of(model: nn.Module, modules: Sequence[nn.Module], state: Mapping[str
         kind = type(module)
         if kind not in own_code:
             own_code[kind] = _class_has_own_code(kind)
-        slots = memory.get(id(module)) or list(_slots(module))
-        if own_code[kind] or _has_own_code(module) or any(id(t) in shared or _awkward(t) for _, t in slots):
+        slots = list(_slots(module))
+        if own_code[kind] or _has_own_code(module) or (bad and any(id(t) in bad for _, t in slots)):
             found.own[path] = module
             continue
         for name, tensor in slots:
@@ -117,45 +133,42 @@ def _has_own_code(module: nn.Module) -> bool:
     )
 
 
-def _awkward(tensor: Tensor) -> bool:
+def _no_memory(tensors: Sequence[Tensor], columns: Columns) -> set[int]:
+    """Ids of tensors into which copying is more than writing plain memory that is theirs alone."""
+    awkward = {id(look) for look in columns.few if _awkward(look)}
+    looked = zip(tensors, columns.looks, strict=True) if awkward else ()
+    bad = {id(tensor) for tensor, look in looked if id(look) in awkward}
+    return bad | _sharing(tensors, columns) if columns.shared else bad
+
+
+def _awkward(look: Look) -> bool:
     """Whether copying into it is more than writing plain memory of the CPU (or giving it memory, on meta)."""
-    plain, strided = _plain_kinds()
+    import torch
+
     return (
-        type(tensor) not in plain
-        or not (tensor.is_cpu or tensor.is_meta)
-        or tensor.layout != strided
-        or tensor.is_quantized
-        or tensor.is_inference()
-        or tensor.is_conj()
-        or tensor.is_neg()
-        or (not tensor.is_contiguous() and _overlaps_itself(tensor))
+        look.type not in plain_types()
+        or look.device.type not in ("cpu", "meta")
+        or look.layout != torch.strided
+        or look.quantized
+        or look.inference
+        or look.flagged
+        or (look.strides is not None and _overlaps_itself(look.shape, look.strides))
     )
 
 
-@cache
-def _plain_kinds() -> tuple[frozenset[type], torch.layout]:
-    import torch
-    from torch import nn
-
-    return frozenset((torch.Tensor, nn.Parameter, getattr(nn, "Buffer", nn.Parameter))), torch.strided
-
-
-def _overlaps_itself(tensor: Tensor) -> bool:
-    if tensor.numel() == 0:
+def _overlaps_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    numel = prod(shape)
+    if numel == 0:
         return False
-    span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return span < tensor.numel() or 0 in tensor.stride()
+    span = 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+    return span < numel or 0 in strides
 
 
-def _sharing(slots: Iterable[Iterable[tuple[str, Tensor]]]) -> set[int]:
+def _sharing(tensors: Sequence[Tensor], columns: Columns) -> set[int]:
     """Ids of tensors that see the memory of another one in another way: writing one changes the other."""
     seen: dict[int, Tensor] = {}
     bad: set[int] = set()
-    for _, tensor in chain.from_iterable(slots):
-        try:
-            memory = tensor.untyped_storage()._cdata
-        except (NotImplementedError, RuntimeError, AttributeError):
-            continue  # no plain memory: awkward anyway
+    for tensor, memory in zip(tensors, columns.memories, strict=True):
         first = seen.setdefault(memory, tensor)
         if first is not tensor and not tensor.is_meta:
             bad |= {id(first), id(tensor)}

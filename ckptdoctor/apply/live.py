@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from ckptdoctor.apply.staging import Expansion, Want
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.receipt import listing, plural
+from ckptdoctor.targets.survey import Survey
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 
-def live_state(model: nn.Module) -> Mapping[str, Any]:
-    """``model.state_dict()`` with the model's own tensor objects, where it can give them."""
-    state: Mapping[str, Any]
-    try:
-        state = model.state_dict(keep_vars=True)
-    except TypeError:  # an overridden state_dict() without that argument
-        state = model.state_dict()
-    return state
-
-
-def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The entries that are tensors; the others are extra state."""
-    import torch
-
-    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-
-
-def slots(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, Tensor]]:
-    """``(full name, the dict that holds it, name in it, tensor)`` of every parameter and buffer."""
+def slots(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """``(full name, tensor)`` of every parameter and buffer."""
     for path, module in model.named_modules(remove_duplicate=True):
         for table in (module._parameters, module._buffers):
-            for name, tensor in list(table.items()):
+            for name, tensor in table.items():
                 if tensor is not None:
-                    yield (f"{path}.{name}" if path else name), table, name, tensor
+                    yield (f"{path}.{name}" if path else name), tensor
 
 
 def check_keys(expansion: Expansion, live: Mapping[str, Tensor]) -> None:
     """Every tensor of the model has exactly one fill. Raises :class:`ApplyError`."""
-    missing = [key for key in live if key not in expansion.fills]
+    if live.keys() == expansion.fills.keys():
+        return
+    missing = [key for key in live if key not in expansion.fills and not _is_extra(key)]
     foreign = [key for key in expansion.fills if key not in live]
     if missing or foreign:
         words = [f"no step fills {listing(missing)}"] if missing else []
@@ -50,19 +36,17 @@ def check_keys(expansion: Expansion, live: Mapping[str, Tensor]) -> None:
         raise ApplyError(f"the plan is not for this model: {'; '.join(words)}. Make a new plan")
 
 
-def check_meta(
-    model: nn.Module, modules: Iterable[nn.Module], expansion: Expansion, live: Mapping[str, Tensor]
-) -> None:
-    """What is on meta must come from the file. Raises :class:`ApplyError` naming what cannot.
+def _is_extra(key: str) -> bool:
+    return key.rpartition(".")[2] == "_extra_state"
 
-    ``modules`` are all of the model's.
-    """
+
+def check_meta(found: Survey, expansion: Expansion) -> None:
+    """What is on meta must come from the file. Raises :class:`ApplyError` naming what cannot."""
     from ckptdoctor.apply.derived import derived_value
 
-    filled = {id(tensor) for tensor in live.values()}
-    tables = (table for m in modules for table in (m._parameters, m._buffers) if table)
-    if any(t is not None and t.is_meta and id(t) not in filled for table in tables for t in table.values()):
-        lost = [name for name, _, _, tensor in slots(model) if tensor.is_meta and id(tensor) not in filled]
+    live = found.tensors
+    lost = list(_lost(found))
+    if lost:
         raise ApplyError(
             f"the model is on the meta device, and {plural(len(lost), 'tensor')} of it cannot come from a "
             f"file (non-persistent buffers): {listing(lost)}. Build the model on the CPU, outside of "
@@ -75,6 +59,16 @@ def check_meta(
             f"the model is on the meta device and so has no initial values to keep for {listing(kept)}; "
             "build the model on the CPU and load into that"
         )
+
+
+def _lost(found: Survey) -> Iterator[str]:
+    """What is on meta and in no state dict."""
+    if found.plain and not any(tensor.is_meta for tensor in found.hidden.values()):
+        return
+    filled = {id(tensor) for tensor in found.tensors.values()}
+    for name, tensor in slots(found.model):
+        if tensor.is_meta and id(tensor) not in filled:
+            yield name
 
 
 def check_device(live: Mapping[str, Tensor], device: torch.device | str | None) -> None:

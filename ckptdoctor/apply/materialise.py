@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.apply.transaction import Transaction, uninterrupted
+from ckptdoctor.targets.survey import Survey, plain_types
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Pairs = Sequence[tuple["Tensor", "Tensor"]]  # a tensor of the model, and what it becomes
 
-def materialise(
-    model: nn.Module, live: Mapping[str, Tensor], values: Mapping[str, Tensor], transaction: Transaction
-) -> None:
-    """Give each meta tensor of ``live`` the value's memory; ``transaction`` learns how to undo it.
+
+def materialise(found: Survey, values: Mapping[str, Tensor], transaction: Transaction) -> dict[int, Tensor]:
+    """Give each meta tensor of the state dict the value's memory; ``transaction`` learns how to undo it.
 
     The Python object stays the same (``torch.utils.swap_tensors``), so optimizers and every module that
-    holds it see the real tensor. Where torch cannot swap, the object is replaced in all modules at once.
+    holds it see the real tensor. Where torch cannot swap, the object is replaced in all modules at once;
+    returned are those objects, by the id of what they replace.
     """
-    first: dict[int, tuple[str, Tensor]] = {}
-    for key, tensor in live.items():
-        if tensor.is_meta:
-            first.setdefault(id(tensor), (key, tensor))
-    if not first:
-        return
-    memory: dict[tuple[object, ...], Tensor] = {}
+    if not any(look.device.type == "meta" for look in found.columns.few):
+        return {}
+    due = [(key, tensor) for key, tensor in found.tensors.items() if tensor.is_meta]
+    if found.columns.shared:
+        pairs = _shared(due, values)
+    else:
+        pairs = [(tensor, _like(tensor, values[key])) for key, tensor in due]
+    transaction.on_rollback(lambda: _restore(pairs))  # noted before it is done
     with uninterrupted():  # torch exchanges class, attributes and memory one after the other
-        for key, tensor in first.values():
-            data = memory.setdefault(_place(tensor), values[key])
-            _become(model, tensor, _like(tensor, data), transaction)
+        return {id(old): new for old, new in pairs if not _become(found.model, old, new, transaction)}
+
+
+def _shared(due: Iterable[tuple[str, Tensor]], values: Mapping[str, Tensor]) -> Pairs:
+    """Each tensor once; objects that are views of one memory get one memory."""
+    first: dict[int, tuple[str, Tensor]] = {}
+    for key, tensor in due:
+        first.setdefault(id(tensor), (key, tensor))
+    memory: dict[tuple[object, ...], Tensor] = {}
+    return [
+        (tensor, _like(tensor, memory.setdefault(_place(tensor), values[key])))
+        for key, tensor in first.values()
+    ]
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
@@ -45,25 +59,50 @@ def _like(tensor: Tensor, data: Tensor) -> Tensor:
         new = data.detach()
         new.requires_grad_(tensor.requires_grad)
     else:
-        new = torch.Tensor._make_subclass(type(tensor), data.detach(), tensor.requires_grad)
-    new.__dict__.update(tensor.__dict__)
+        new = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)  # detached
+    if tensor.__dict__:
+        new.__dict__.update(tensor.__dict__)
     return new
 
 
-def _become(model: nn.Module, old: Tensor, new: Tensor, transaction: Transaction) -> None:
-    transaction.on_rollback(lambda: None if old.is_meta else _swap(old, new))  # noted before it is done
+def _become(model: nn.Module, old: Tensor, new: Tensor, transaction: Transaction) -> bool:
+    """Whether the object could stay the same."""
     try:
         _swap(old, new)
+        return True
     except RuntimeError:  # something holds a weak reference, or a view of it
         transaction.on_rollback(lambda: _replace(model, new, old))
         _replace(model, old, new)
+        return False
+
+
+def _restore(pairs: Pairs) -> None:
+    for old, new in reversed(pairs):
+        if not old.is_meta:
+            _swap(old, new)
 
 
 def _swap(a: Tensor, b: Tensor) -> None:
+    """What ``torch.utils.swap_tensors`` does. Of two plain tensors with the same class and attributes, that
+    nothing else refers to, only the memory differs.
+    """
     import torch
 
+    if type(a) is type(b) and _lonely(a) and _lonely(b):
+        torch._C._swap_tensor_impl(a, b)
+        return
     swap: Callable[[Tensor, Tensor], None] = torch.utils.swap_tensors
     swap(a, b)
+
+
+def _lonely(tensor: Any) -> bool:
+    """Whether it is nothing but memory, and neither a weak reference nor a graph of torch knows of it."""
+    return (
+        type(tensor) in plain_types()
+        and not weakref.getweakrefcount(tensor)
+        and hasattr(tensor, "_use_count")  # not in old versions of torch
+        and tensor._use_count() == 1
+    )
 
 
 def _replace(model: nn.Module, old: Tensor, new: Tensor) -> None:

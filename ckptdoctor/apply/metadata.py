@@ -10,10 +10,9 @@ from ckptdoctor.apply.staging import Expansion
 
 
 def metadata_for(
-    expansion: Expansion, state: Mapping[str, Any], source_versions: Mapping[str, int]
+    expansion: Expansion, own: Mapping[str, Any], source_versions: Mapping[str, int]
 ) -> OrderedDict[str, dict[str, Any]]:
-    """``_metadata`` for a live model, by its own ``state_dict()``; see :func:`map_versions`."""
-    own: dict[str, Any] = dict(getattr(state, "_metadata", None) or {})
+    """``_metadata`` for a live model, whose ``state_dict()`` has this one; see :func:`map_versions`."""
     versions = {
         path: entry["version"] for path, entry in own.items() if isinstance(entry.get("version"), int)
     }

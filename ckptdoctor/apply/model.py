@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 from ckptdoctor.apply import live as place
 from ckptdoctor.apply.commit import Pending, commit
 from ckptdoctor.apply.derived import derived_value
-from ckptdoctor.apply.direct import Places, places_of
-from ckptdoctor.apply.live import want
+from ckptdoctor.apply.direct import Places, places_in
 from ckptdoctor.apply.materialise import materialise
 from ckptdoctor.apply.metadata import metadata_for
-from ckptdoctor.apply.staging import Expansion, OnTensor, Reader, make, private
+from ckptdoctor.apply.reading import made_values
+from ckptdoctor.apply.staging import Expansion, OnTensor, Reader
 from ckptdoctor.apply.ties import check_copies, check_ties
 from ckptdoctor.apply.transaction import Transaction, uninterrupted
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.keys import printable
-from ckptdoctor.plan.fills import Fill
+from ckptdoctor.targets.survey import Survey, survey
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 Before = Callable[[str], "Tensor | None"]  # model key -> its value before the load
-Check = Callable[[Before, Before], None]
+Check = Callable[[Before, Before, Mapping[str, "Tensor"]], None]
 
 
 def run_on_model(
@@ -38,84 +38,55 @@ def run_on_model(
     model: nn.Module,
     *,
     check: Check,
+    runs_code: bool = True,
     ahead: bool = False,
     compare: bool = True,
     device: torch.device | str | None = None,
     source_versions: Mapping[str, int] | None = None,
     on_tensor: OnTensor | None = None,
+    found: Survey | None = None,
 ) -> None:
     """Fill ``model`` as ``expansion`` says, run ``check``, and undo all of it if anything raises.
 
     Parameters stay the same objects, so an optimizer made earlier keeps working. Modules with code of their
     own for loading run it, with their own keys and before ``check``; for them alone a copy of the old
-    values is kept. ``check(before, pending)`` gets two functions: a key's value before the load (None where
-    it was not kept), and the value that is going to be written after the check (None for what is written
-    already). ``ahead`` writes everything before the check, which may then run the model, at the price of a
-    copy of all old values. With ``compare`` each tensor is compared after it was written. Tensors on meta
-    are created on ``device`` (default CPU); they take the reader's own memory where it ``lends`` it.
+    values is kept. ``check(before, pending, into)`` gets two functions: a key's value before the load (None
+    where it was not kept), and the value that is going to be written after the check (None for what is
+    written already); and the tensors that no code of the model writes to. ``runs_code`` says that the check
+    may run code of the model or of the caller. ``ahead`` writes everything before the check, which may then
+    run the model, at the price of a copy of all old values. With ``compare`` each tensor is compared after
+    it was written. Tensors on meta are created on ``device`` (default CPU); they take the reader's own
+    memory where it ``lends`` it. ``found`` is the model as it was walked just now.
 
     Raises :class:`ApplyError`; ``check`` raises what it likes. The model is then as it was.
     """
-    modules, state = list(model.modules()), place.live_state(model)
-    live = place.tensors_of(state)
-    place.check_keys(expansion, {k: t for k, t in live.items() if k in expansion.fills or not _is_extra(k)})
+    found = survey(model) if found is None else found
+    live = found.tensors
+    place.check_keys(expansion, live)
     place.check_device(live, device)
-    place.check_meta(model, modules, expansion, live)
-    places = places_of(model, modules, state)
-    values, pending = _values(expansion, reader, places, live, device, on_tensor)
+    place.check_meta(found, expansion)
+    places = places_in(found)
+    values, pending = made_values(expansion, reader, places, found, device, on_tensor)
     _fill_derived(expansion, live, values, device)
-    check_ties(expansion, _ties(live), _Cast(values, pending))
+    check_ties(expansion, _ties(found), _Cast(values, pending))
     check_copies(expansion, reader)
-    full = _full(expansion, state, values, pending, places)
+    full = _full(expansion, found, values, pending, places)
     unchanged: Callable[[], None] = getattr(reader, "unchanged", lambda: None)
-    with Transaction(modules, None if ahead else places.owned_tensors()) as transaction:
-        before = {key: transaction.before(tensor) for key, tensor in live.items()}
-        materialise(model, live, full, transaction)
+    alone = found.plain and not (places.own or ahead or runs_code)  # nobody else touches the model
+    written = None if ahead else places.owned_tensors()
+    with Transaction(() if alone else found.modules, written) as transaction:
+        replaced = materialise(found, full, transaction)
+        into = {k: replaced.get(id(t), t) for k, t in places.direct.items()} if replaced else places.direct
         if places.own:
-            _load(places, full, metadata_for(expansion, state, source_versions or {}))
+            _load(places, full, metadata_for(expansion, found.metadata, source_versions or {}))
         if ahead:
             commit(pending, compare=compare, unchanged=unchanged)
             pending = Pending()
-        check(before.get, pending.get)
+        check(lambda key: transaction.before(live.get(key)), pending.get, into)
         unchanged()
         with uninterrupted():
             transaction.commit()
             commit(pending, compare=compare, unchanged=unchanged)
-
-
-def _values(
-    expansion: Expansion,
-    reader: Reader,
-    places: Places,
-    live: Mapping[str, Tensor],
-    device: torch.device | str | None,
-    on_tensor: OnTensor | None,
-) -> tuple[dict[str, Tensor], Pending]:
-    """What is written before the check, in memory of its own; and what is copied from the reader's after."""
-    values: dict[str, Tensor] = {}
-    pending = Pending()
-    steady = getattr(reader, "steady", False)  # what it gives is nobody else's, so it need not be copied
-    on_cpu = device is None or str(device) == "cpu"
-    for key, fill in expansion.fills.items():
-        if fill.kind != "load":
-            continue
-        tensor, direct = live[key], key in places.direct
-        value = make(key, fill, reader, tensor.shape)
-        if direct and not tensor.is_meta:
-            pending.add(key, tensor, value if steady else private(value, want(tensor)))
-        elif direct and on_cpu and tensor.is_contiguous() and _lent(fill, reader, value, tensor):
-            values[key] = value
-        else:
-            values[key] = private(value, want(tensor, device))
-        if on_tensor is not None:
-            on_tensor(key)
-    return values, pending
-
-
-def _lent(fill: Fill, reader: Reader, value: Tensor, tensor: Tensor) -> bool:
-    """Whether the reader's own memory can become the tensor's."""
-    asked: Callable[[str], bool] | None = getattr(reader, "lends", None)
-    return asked is not None and not fill.ops and value.dtype == tensor.dtype and asked(fill.sources[0])
 
 
 class _Cast(Mapping[str, "Tensor"]):
@@ -135,10 +106,6 @@ class _Cast(Mapping[str, "Tensor"]):
         return len(self._values) + len(self._pending.values)
 
 
-def _is_extra(key: str) -> bool:
-    return key.rpartition(".")[2] == "_extra_state"
-
-
 def _fill_derived(
     expansion: Expansion,
     live: Mapping[str, Tensor],
@@ -153,24 +120,28 @@ def _fill_derived(
                 values[key] = value.to(device or "cpu", live[key].dtype)
 
 
-def _ties(live: Mapping[str, Tensor]) -> list[list[str]]:
+def _ties(found: Survey) -> list[list[str]]:
     """Keys grouped by the tensor object that they name."""
+    if not found.columns.shared:
+        return []
     groups: dict[int, list[str]] = {}
-    for key, tensor in live.items():
+    for key, tensor in found.tensors.items():
         groups.setdefault(id(tensor), []).append(key)
     return [group for group in groups.values() if len(group) > 1]
 
 
 def _full(
     expansion: Expansion,
-    state: Mapping[str, Any],
+    found: Survey,
     values: Mapping[str, Tensor],
     pending: Pending,
     places: Places,
 ) -> dict[str, Any]:
     """A value for each key but the pending ones: made, kept, tied, extra state."""
-    full: dict[str, Any] = {}
-    for key, now in state.items():
+    full: dict[str, Any] = dict(values)
+    for key, now in found.state.items():
+        if key in full or (key in pending.values and not places.own):
+            continue
         fill = expansion.fills.get(key)
         source = _anchor(key, expansion) if fill is not None and fill.kind == "tie" else key
         if source in values:
@@ -179,7 +150,7 @@ def _full(
             if key not in places.direct:  # tied to a plain tensor, but loaded by code of its own
                 full[key] = pending.cast(source)
         else:
-            now = state[source]
+            now = found.state[source]
             full[key] = now.detach() if hasattr(now, "detach") else now
     return full
 

@@ -48,7 +48,7 @@ class Transaction:
         """From here on there is no way back: the model keeps what was done."""
         self._committed = True
 
-    def before(self, tensor: Tensor) -> Tensor | None:
+    def before(self, tensor: Tensor | None) -> Tensor | None:
         """The value that this tensor object had at the start; None when it was on meta or was not kept."""
         return self._saved.get(id(tensor), (None, False))[0]
 

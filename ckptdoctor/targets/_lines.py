@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from ckptdoctor.targets._paths import is_installed, shown_path
-from ckptdoctor.targets.module import walk_modules
+from ckptdoctor.targets.survey import walk_modules
 
 if TYPE_CHECKING:
     import torch

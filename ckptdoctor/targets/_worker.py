@@ -193,7 +193,8 @@ def _built(candidate: Candidate, kwargs: Mapping[str, Any]) -> Event:
     """Build the candidate and describe the result; raises ``_Refusal`` or what the user's code raises."""
     from ckptdoctor.errors import TargetError
     from ckptdoctor.targets import _lines, _paths, _wire
-    from ckptdoctor.targets.module import snapshot, walk_modules
+    from ckptdoctor.targets.module import snapshot
+    from ckptdoctor.targets.survey import walk_modules
 
     model, reason = _make(candidate, kwargs)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ckptdoctor.trees import ParamTree
 
@@ -15,7 +16,8 @@ class Target:
     ``label`` is what selects it again on the command line (``model.py:resnet``), ``place`` where it is
     defined (``model.py:41``), ``lines`` where parts of it are assigned, by module or tensor path.
     ``candidates`` are the other models of the same file that could have been meant, ``notes`` facts on
-    how it was built that a reader may need.
+    how it was built that a reader may need. ``walked`` is a live model as it was found, for whoever loads
+    into it at once; a diagnosis does not keep it.
     """
 
     tree: ParamTree
@@ -25,6 +27,7 @@ class Target:
     candidates: tuple[Target, ...] = ()
     notes: tuple[str, ...] = ()
     kind: type | None = field(default=None, compare=False, repr=False)
+    walked: Any = field(default=None, compare=False, repr=False)
 
     def place_of(self, key: str) -> str:
         """``file:line`` of the nearest part of ``key`` whose line is known, else ``place``.

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ckptdoctor.formats import quiet_gc
 from ckptdoctor.settings import renamed_from
 from ckptdoctor.targets.base import Target
-from ckptdoctor.targets.module import snapshot
+from ckptdoctor.targets.module import tree_of, walk
 
 if TYPE_CHECKING:
     import torch
@@ -22,18 +23,21 @@ def live_target(model: torch.nn.Module) -> Target:
 
     Its place is found by :func:`placed`, where somebody wants to read it.
     """
-    return with_settings(Target(snapshot(model), type(model).__name__, kind=type(model)), Path())
+    with quiet_gc():
+        walked = walk(model)
+        tree = tree_of(walked)
+    return with_settings(Target(tree, type(model).__name__, kind=type(model), walked=walked), Path())
 
 
 def placed(target: Target) -> Target:
-    """The same with the place of its class, where that is known."""
+    """The same with the place of its class, where that is known, and without the model itself."""
     if target.kind is None or target.place:
         return target
     place = ""
     with suppress(TypeError, OSError, UnicodeDecodeError):
         file = inspect.getsourcefile(target.kind) or ""
         place = f"{Path(file).name}:{_line(target.kind, Path(file))}" if file else ""
-    return replace(target, place=place)
+    return replace(target, place=place, walked=None)
 
 
 def _line(kind: type, file: Path) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.keys import printable
-from ckptdoctor.targets.module import walk_modules
+from ckptdoctor.targets.survey import walk_modules
 from ckptdoctor.wrappers import BY_SEGMENT
 
 if TYPE_CHECKING:

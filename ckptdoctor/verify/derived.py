@@ -61,6 +61,8 @@ def check_derived(
     ``unused`` are the checkpoint's keys that fill nothing. Raises :class:`VerifyError` naming the key, both
     values and ``--accept derived``, unless that is in ``accept``.
     """
+    if not unused:
+        return ()
     own = {
         k: b
         for k, b in model.named_buffers(remove_duplicate=False)

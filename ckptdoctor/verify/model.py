@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from itertools import chain
+from operator import attrgetter, is_
+from typing import TYPE_CHECKING
 
+from ckptdoctor.casts import CastClass
 from ckptdoctor.errors import VerifyError
 from ckptdoctor.ops.bits import same_bits
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import listing
+from ckptdoctor.targets.survey import Survey, survey
 from ckptdoctor.verify.replay import Casts, Fills, Reader, dtype_name, lossy_casts, quoted, replayed, words
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 Before = Callable[[str], "Tensor | None"]
@@ -25,6 +31,7 @@ def verify_model(
     ties: Sequence[Sequence[str]] = (),
     before: Before | None = None,
     pending: Before | None = None,
+    into: Mapping[str, Tensor] | None = None,
     accept: Collection[str] = (),
     bits: bool = True,
 ) -> Casts:
@@ -32,44 +39,48 @@ def verify_model(
 
     ``reader`` should be a newly opened one. ``ties`` are the groups of keys that were one tensor before,
     ``before`` gives a key's value before the load, ``pending`` the value that is going to be written where
-    that is still to be done. ``accept`` names cast classes that a person accepted. Without ``bits`` only
+    that is still to be done, and ``into`` tensors that the model has to have still, since values were or are
+    going to be written there. ``accept`` names cast classes that a person accepted. Without ``bits`` only
     values whose dtype changes are looked at.
 
     Raises :class:`VerifyError` with everything that is wrong: a key too many or too few, a tensor on meta,
     a value that is not what the plan makes of the file, a broken tie, a changed value that was to be kept,
     a cast that lost values.
     """
-    state = _state(model)
-    problems = [*_keys(expansion, state), *_meta(model, state), *_ties(state, ties)]
-    casts: Casts = {}
+    seen = survey(model)
+    state = seen.tensors
+    problems = [*_keys(expansion, state), *_meta(seen), *_moved(state, into or {}), *_ties(state, ties)]
+    casts: Casts = {} if bits else _as_they_are(expansion, state)
     for key, fill in expansion.fills.items():
         tensor = state.get(key)
-        if tensor is not None and not tensor.is_meta:
+        if tensor is not None and not tensor.is_meta and key not in casts:
             due = pending(key) if pending is not None else None
             found = tensor.detach() if due is None else due
             if fill.kind != "load":
                 problems += _own(key, fill, state, before)
-            elif bits or fill.cast:
-                problems += replayed(key, fill, reader, found, casts)
             else:
-                casts[key] = (dtype_name(found.dtype), "lossless")
+                problems += replayed(key, fill, reader, found, casts)
     problems += lossy_casts(casts, accept)
     if problems:
         raise VerifyError(words(problems, "the model is as it was before"))
     return casts
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    import torch
+def _as_they_are(expansion: Fills, state: Mapping[str, Tensor]) -> Casts:
+    """Keys whose dtype the plan does not change, which leaves nothing to look at but bits."""
+    keys = [k for k, f in expansion.fills.items() if f.kind == "load" and not f.cast and k in state]
+    dtypes = map(attrgetter("dtype"), map(state.__getitem__, keys))
+    return dict(zip(keys, map(_unchanged, dtypes), strict=True))
 
-    try:
-        state: Mapping[str, Any] = model.state_dict(keep_vars=True)
-    except TypeError:
-        state = model.state_dict()
-    return {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+@cache
+def _unchanged(dtype: torch.dtype) -> tuple[str, CastClass]:
+    return dtype_name(dtype), "lossless"
 
 
 def _keys(expansion: Fills, state: Mapping[str, Tensor]) -> Iterator[str]:
+    if state.keys() == expansion.fills.keys():
+        return
     unfilled = [k for k in state if k not in expansion.fills and not k.endswith("_extra_state")]
     gone = [k for k in expansion.fills if k not in state]
     if unfilled:
@@ -78,13 +89,21 @@ def _keys(expansion: Fills, state: Mapping[str, Tensor]) -> Iterator[str]:
         yield f"the model no longer has {listing(gone)}"
 
 
-def _meta(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[str]:
-    left = {k for k, t in state.items() if t.is_meta}
-    tables = (table for m in model.modules() for table in (m._parameters, m._buffers) if table)
-    if any(t is not None and t.is_meta for table in tables for t in table.values()):
+def _meta(seen: Survey) -> Iterator[str]:
+    left = {k for k, t in seen.tensors.items() if t.is_meta}
+    tables = (table for m in seen.modules for table in (m._parameters, m._buffers) if table)
+    slots = seen.hidden.values() if seen.plain else chain.from_iterable(t.values() for t in tables)
+    if any(t is not None and t.is_meta for t in slots):
+        model = seen.model
         left |= {k for k, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta}
     if left:
         yield f"still on the meta device: {listing(sorted(left))}"
+
+
+def _moved(state: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> Iterator[str]:
+    if not all(map(is_, map(state.get, into), into.values())):
+        other = [key for key, tensor in into.items() if state.get(key) is not tensor]
+        yield f"{listing(other)} became other tensors than those that are to be filled"
 
 
 def _ties(state: Mapping[str, Tensor], ties: Sequence[Sequence[str]]) -> Iterator[str]:
