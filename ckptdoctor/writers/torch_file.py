@@ -12,11 +12,11 @@ from ckptdoctor.formats.blobs import Files
 from ckptdoctor.receipt import listing
 from ckptdoctor.writers.enveloped import Outline, enveloped
 from ckptdoctor.writers.pieces import Contents
-from ckptdoctor.writers.stream import OnBytes, Place, allocate, fill_places
+from ckptdoctor.writers.stream import OnBytes, Rows, allocate, fill_rows, put
 from ckptdoctor.writers.torch_clone import write_cloned
 from ckptdoctor.writers.torch_pickle import state_dict_pickle
 from ckptdoctor.writers.torch_save import save_with_torch
-from ckptdoctor.writers.torch_zip import directory, finish, laid_out, members_of, places
+from ckptdoctor.writers.torch_zip import TorchZip
 
 
 def write_torch(contents: Contents, path: Path, files: Files, on_bytes: OnBytes | None = None) -> None:
@@ -40,12 +40,12 @@ def write_torch(contents: Contents, path: Path, files: Files, on_bytes: OnBytes 
 
 
 def _write_copied(outline: Outline, descriptor: int, files: Files, on_bytes: OnBytes | None) -> None:
-    members = laid_out(members_of(outline.pickle, outline.storages, computable=outline.computable))
-    allocate(descriptor, members[-1].end)
-    sums = fill_places(descriptor, places(members[:-1]), files, on_bytes)
-    finish(members, sums)
-    end = b"".join(place.head for place in places(members[-1:])) + directory(members, [*sums, 0])
-    fill_places(descriptor, [Place(members[-1].header, end)], files)
+    made = TorchZip(outline.pickle, outline.storages, computable=outline.computable)
+    allocate(descriptor, made.layout.end)
+    put(descriptor, 0, made.front())
+    places = made.layout.headers[made.first : made.last + 1]
+    sums = fill_rows(descriptor, Rows(made.pieces, places, made.heads, made.tails), files, on_bytes)
+    put(descriptor, places[-1], made.behind(sums))
 
 
 def _plain(contents: Contents) -> Outline:
