@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ckptdoctor.trees import ParamTree, TensorSpec
 
 Initial = Callable[[str], Any]  # model key -> the model's own value; KeyError when it has none
-SpanOf = Callable[[str, str], Span | None]  # key and dtype of the checkpoint
+SpansOf = Callable[[list[str], list[str]], Sequence[Span | None]]  # keys and dtypes of the checkpoint
 
 
 def file_contents(
@@ -41,26 +41,29 @@ def file_contents(
     only well-known counters can be kept. Tied keys are one piece. Raises :class:`ApplyError`.
     """
     _check_complete(expansion, target, initial)
-    made: dict[str, Piece] = {}
-    span: SpanOf | None = getattr(reader, "span", None)
+    fills, specs = expansion.fills, target.specs
 
     def make(key: str) -> Tensor:
-        spec = target[key]
-        return to_write(key, expansion.fills[key], reader, Want(spec.shape, _dtype(spec.dtype)))
+        spec = specs[key]
+        return to_write(key, fills[key], reader, Want(spec.shape, _dtype(spec.dtype)))
 
-    for key, fill in expansion.fills.items():
-        if fill.kind == "load":
-            spec = target.specs[key]
-            made[key] = Piece(spec.shape, spec.dtype, _copied(fill, reader, spec, span), partial(make, key))
+    # What is saved with extra state is saved by torch, from memory.
+    spans = _spans(expansion, reader, target) if not target.extra else {}
+    made: dict[str, Piece] = {}
+    for key, fill in fills.items():
+        if key in spans:
+            made[key] = Piece(specs[key].shape, specs[key].dtype, spans[key])
+        elif fill.kind == "load":
+            made[key] = Piece(specs[key].shape, specs[key].dtype, make=partial(make, key))
         elif fill.kind != "tie":
             own = _own(key, target, initial)
-            made[key] = Piece(target[key].shape, target[key].dtype, make=lambda own=own: own)  # type: ignore[misc]
-    check_ties(expansion, target.ties, _Made(made))
+            made[key] = Piece(specs[key].shape, specs[key].dtype, make=lambda own=own: own)  # type: ignore[misc]
+    check_ties(expansion, target.ties, _Made(made, make))
     check_copies(expansion, reader)
     _check_cut(expansion, reader, made)
     same = {key: group[0] for group in target.ties for key in group}
     pieces = {}
-    for key in target.specs:
+    for key in specs:
         if key in same or key not in made:
             anchor = _anchor(key, expansion)
             pieces[key] = made[same[anchor] if same.get(anchor) in made else anchor]
@@ -71,15 +74,26 @@ def file_contents(
     return Contents(pieces, versions, objects)
 
 
-def _copied(fill: Fill, reader: Reader, spec: TensorSpec, span_of: SpanOf | None) -> Span | None:
-    """The bytes that are the tensor as they are; None where it is made."""
-    if span_of is None or fill.cast or len(fill.sources) != 1:
-        return None
-    span = span_of(fill.sources[0], spec.dtype)
-    if span is not None and fill.ops:
-        # A reader with spans is a TensorReader, of whose attributes `Reader` says nothing.
-        return _part(fill, span, reader.state_dict.tree[fill.sources[0]], spec)  # type: ignore[attr-defined]
-    return span
+def _spans(expansion: Expansion, reader: Reader, target: ParamTree) -> dict[str, Span]:
+    """The bytes that are a tensor as they are, by key of the model; those of the others are made."""
+    # A reader with spans is a TensorReader, of which `Reader` says nothing.
+    spans_of: SpansOf | None = getattr(reader, "spans", None)
+    if spans_of is None:
+        return {}
+    fills = {
+        key: fill
+        for key, fill in expansion.fills.items()
+        if fill.kind == "load" and not fill.cast and len(fill.sources) == 1
+    }
+    sources = [fill.sources[0] for fill in fills.values()]
+    due = list(map(target.specs.__getitem__, fills))
+    found = dict(zip(fills, spans_of(sources, [spec.dtype for spec in due]), strict=True))
+    for key, fill in fills.items():
+        span = found[key]
+        if span is not None and fill.ops:
+            source = reader.state_dict.tree[fill.sources[0]]  # type: ignore[attr-defined]
+            found[key] = _part(fill, span, source, target[key])
+    return {key: span for key, span in found.items() if span is not None}
 
 
 def _part(fill: Fill, span: Span, source: TensorSpec, due: TensorSpec) -> Span | None:
@@ -105,15 +119,14 @@ def _part(fill: Fill, span: Span, source: TensorSpec, due: TensorSpec) -> Span |
 
 
 class _Made(Mapping[str, "Tensor"]):
-    """Pieces as tensors, each made when it is asked for."""
+    """Pieces as tensors, each made when it is asked for; what is copied as well."""
 
-    def __init__(self, pieces: Mapping[str, Piece]) -> None:
-        self._pieces = pieces
+    def __init__(self, pieces: Mapping[str, Piece], load: Callable[[str], Tensor]) -> None:
+        self._pieces, self._load = pieces, load
 
     def __getitem__(self, key: str) -> Tensor:
         make = self._pieces[key].make
-        assert make is not None
-        return make()
+        return make() if make is not None else self._load(key)
 
     def __contains__(self, key: object) -> bool:
         return key in self._pieces
@@ -133,9 +146,9 @@ def _check_cut(expansion: Expansion, reader: Reader, made: Mapping[str, Piece]) 
 
 
 def _check_complete(expansion: Expansion, target: ParamTree, initial: Initial | None) -> None:
-    missing = [key for key in target.specs if key not in expansion.fills]
-    foreign = [key for key in expansion.fills if key not in target]
-    if missing or foreign:
+    if expansion.fills.keys() != target.specs.keys():
+        missing = [key for key in target.specs if key not in expansion.fills]
+        foreign = [key for key in expansion.fills if key not in target]
         raise ApplyError(f"the plan is not for this model: {listing(missing + foreign)}. Make a new plan")
     if target.extra and initial is None:
         raise ApplyError(

@@ -85,6 +85,14 @@ class LazySpecs(_Lazy[TensorSpec]):
     def _make(self, i: int) -> TensorSpec:
         return over(self._kinds[i], self._storages[i])
 
+    def columns(self, keys: list[str]) -> tuple[list[TensorSpec], list[str]]:
+        """The kind and the storage of each of these keys."""
+        if keys == self._keys:
+            return self._kinds, self._storages
+        numbers = list(map(self._index.__getitem__, keys))
+        kinds, storages = self._kinds, self._storages
+        return [kinds[i] for i in numbers], [storages[i] for i in numbers]
+
 
 def over(spec: TensorSpec, storage: str) -> TensorSpec:
     """The same spec over another storage; a third of what ``dataclasses.replace`` takes."""
@@ -135,7 +143,7 @@ class LazyStorages(_Lazy[StorageRef]):
         byteorder: str,
     ) -> None:
         super().__init__(keys)
-        self._file, self._folder, self._byteorder = file, folder, byteorder
+        self.file, self.byteorder, self._folder = file, byteorder, folder
         self._offsets, self._nbytes, self._crcs = columns
         self._tags, self._kinds = tags, kinds
 
@@ -143,6 +151,19 @@ class LazyStorages(_Lazy[StorageRef]):
     def sizes(self) -> Sizes:
         """The bytes of each."""
         return Sizes(self._keys, self._nbytes)
+
+    def columns(self, keys: list[str]) -> tuple[array[int], array[int], array[int] | None] | None:
+        """Offset, bytes and CRC-32 of these storages; None where there is not each of them."""
+        if keys == self._keys:
+            return self._offsets, self._nbytes, self._crcs
+        numbers = [self._index.get(key, -1) for key in keys]
+        if -1 in numbers:
+            return None
+        offsets, nbytes = (
+            array("Q", map(column.__getitem__, numbers)) for column in (self._offsets, self._nbytes)
+        )
+        sums = self._crcs
+        return offsets, nbytes, None if sums is None else array("Q", map(sums.__getitem__, numbers))
 
     @cached_property
     def devices(self) -> Counter[str]:
@@ -157,13 +178,13 @@ class LazyStorages(_Lazy[StorageRef]):
     def _make(self, i: int) -> StorageRef:
         dtype, device = self._tags[self._kinds[i]]
         return StorageRef(
-            self._file,
+            self.file,
             self._offsets[i],
             self._nbytes[i],
             dtype,
             device,
             crc=None if self._crcs is None else self._crcs[i],
-            byteorder=self._byteorder,
+            byteorder=self.byteorder,
             member=self._folder + self._keys[i],
         )
 
@@ -187,3 +208,17 @@ def devices_of(storages: Mapping[str, StorageRef]) -> Counter[str]:
     if isinstance(storages, LazyStorages):
         return Counter(storages.devices)
     return Counter(ref.device for ref in storages.values())
+
+
+def columns_of(specs: Mapping[str, TensorSpec], keys: list[str]) -> tuple[list[TensorSpec], list[str]]:
+    """For each of these keys a spec that is its own but for the storage, and the storage."""
+    if isinstance(specs, LazySpecs):
+        return specs.columns(keys)
+    found = list(map(specs.__getitem__, keys))
+    return found, [spec.storage for spec in found]
+
+
+def forms_of(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each by key."""
+    keys = list(specs)
+    return dict(zip(keys, [(s.shape, s.dtype) for s in columns_of(specs, keys)[0]], strict=True))

@@ -20,7 +20,8 @@ from ckptdoctor.plan.fills import Fill
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ckptdoctor.formats.tensors import Span, TensorReader
+    from ckptdoctor.formats.spans import Span
+    from ckptdoctor.formats.tensors import TensorReader
     from ckptdoctor.trees import ParamTree
 
 MAPS = "/proc/self/maps"

@@ -20,7 +20,7 @@ from ckptdoctor.formats.checksum import crc32
 from ckptdoctor.formats.near import PAGE, Near, read_whole
 from ckptdoctor.formats.parallel import MOST, in_threads
 from ckptdoctor.formats.source import corrupt
-from ckptdoctor.formats.tensors import Span
+from ckptdoctor.formats.spans import Span
 from ckptdoctor.writers import writeback
 from ckptdoctor.writers.pieces import Piece
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.formats.source import FileSource
-from ckptdoctor.formats.tensors import Span
+from ckptdoctor.formats.spans import Span
 from ckptdoctor.formats.torch_zip import zip_root
 from ckptdoctor.formats.zip_directory import STORED, Directory
 from ckptdoctor.formats.zip_members import Member as Old

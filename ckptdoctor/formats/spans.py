@@ -1,0 +1,52 @@
+"""Where tensors are in a file, as bytes that can be copied as they are."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import repeat
+from typing import NamedTuple
+
+from ckptdoctor.formats.base import StorageRef
+from ckptdoctor.formats.lazy import LazyStorages
+from ckptdoctor.formats.views import element_size
+from ckptdoctor.trees import TensorSpec
+
+
+class Span(NamedTuple):
+    """The bytes of one tensor in a file."""
+
+    file: str
+    offset: int
+    crc: int | None  # of exactly these bytes, where the file says so
+    whole: bool  # they are a whole storage
+    storage: str = ""  # the id of that storage
+
+
+def span_of(spec: TensorSpec, ref: StorageRef) -> Span | None:
+    """The span of a plain tensor over this storage; None where its bytes are no tensor as they are."""
+    if spec.strides is not None or spec.layout != "strided" or ref.compression or ref.inline:
+        return None
+    itemsize = element_size(spec.dtype)
+    if ref.byteorder != "little" and itemsize > 1:
+        return None
+    whole = spec.nbytes == ref.nbytes
+    at = ref.offset + spec.offset * itemsize
+    return Span(ref.file, at, ref.crc if whole else None, whole, spec.storage)
+
+
+def whole_spans(
+    specs: Sequence[TensorSpec], names: list[str], storages: Mapping[str, StorageRef]
+) -> list[Span] | None:
+    """`span_of` specs over the storages with these names; None unless each is a whole one of one zip."""
+    if not isinstance(storages, LazyStorages) or storages.byteorder != "little":
+        return None
+    columns = storages.columns(names)
+    kinds = {id(spec): spec for spec in specs}
+    if columns is None or any(s.strides is not None or s.layout != "strided" for s in kinds.values()):
+        return None
+    offsets, sizes, sums = columns
+    nbytes = {number: spec.nbytes for number, spec in kinds.items()}
+    if sizes != array("Q", map(nbytes.__getitem__, map(id, specs))):
+        return None
+    return list(map(Span, repeat(storages.file), offsets, sums or repeat(None), repeat(True), names))
