@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.apply.derived import derived_value
@@ -11,6 +12,7 @@ from ckptdoctor.apply.metadata import map_versions
 from ckptdoctor.apply.staging import Expansion, Reader, Want, to_write
 from ckptdoctor.apply.ties import check_copies, check_ties
 from ckptdoctor.errors import ApplyError
+from ckptdoctor.formats.lazy import columns_of
 from ckptdoctor.keys import printable
 from ckptdoctor.ops import parse_chain
 from ckptdoctor.plan.fills import Fill
@@ -47,53 +49,56 @@ def file_contents(
         spec = specs[key]
         return to_write(key, fills[key], reader, Want(spec.shape, _dtype(spec.dtype)))
 
+    due, _ = columns_of(specs, list(fills))
     # What is saved with extra state is saved by torch, from memory.
-    spans = _spans(expansion, reader, target) if not target.extra else {}
+    spans = _spans(list(fills.values()), reader, due) if not target.extra else [None] * len(fills)
     made: dict[str, Piece] = {}
-    for key, fill in fills.items():
-        if key in spans:
-            made[key] = Piece(specs[key].shape, specs[key].dtype, spans[key])
+    for (key, fill), spec, span in zip(fills.items(), due, spans, strict=True):
+        if span is not None:
+            made[key] = Piece(spec.shape, spec.dtype, span)
         elif fill.kind == "load":
-            made[key] = Piece(specs[key].shape, specs[key].dtype, make=partial(make, key))
+            made[key] = Piece(spec.shape, spec.dtype, make=partial(make, key))
         elif fill.kind != "tie":
             own = _own(key, target, initial)
-            made[key] = Piece(specs[key].shape, specs[key].dtype, make=lambda own=own: own)  # type: ignore[misc]
+            made[key] = Piece(spec.shape, spec.dtype, make=lambda own=own: own)  # type: ignore[misc]
     check_ties(expansion, target.ties, _Made(made, make))
     check_copies(expansion, reader)
     _check_cut(expansion, reader, made)
-    same = {key: group[0] for group in target.ties for key in group}
-    pieces = {}
-    for key in specs:
-        if key in same or key not in made:
-            anchor = _anchor(key, expansion)
-            pieces[key] = made[same[anchor] if same.get(anchor) in made else anchor]
-        else:
-            pieces[key] = made[key]
+    pieces = made if not target.ties and list(made) == list(specs) else _shared(expansion, target, made)
     objects = {key: initial(key) if initial is not None else None for key in target.extra}
     versions = map_versions(expansion, target.versions, source_versions or {}) if target.versions else {}
     return Contents(pieces, versions, objects)
 
 
-def _spans(expansion: Expansion, reader: Reader, target: ParamTree) -> dict[str, Span]:
-    """The bytes that are a tensor as they are, by key of the model; those of the others are made."""
+def _shared(expansion: Expansion, target: ParamTree, made: Mapping[str, Piece]) -> dict[str, Piece]:
+    """The piece of each key, in the model's order; tied keys have one."""
+    same = {key: group[0] for group in target.ties for key in group}
+    pieces = {}
+    for key in target.specs:
+        if key in same or key not in made:
+            anchor = _anchor(key, expansion)
+            pieces[key] = made[same[anchor] if same.get(anchor) in made else anchor]
+        else:
+            pieces[key] = made[key]
+    return pieces
+
+
+def _spans(fills: Sequence[Fill], reader: Reader, due: Sequence[TensorSpec]) -> list[Span | None]:
+    """The bytes that are the tensor as they are; None where it is made."""
     # A reader with spans is a TensorReader, of which `Reader` says nothing.
     spans_of: SpansOf | None = getattr(reader, "spans", None)
     if spans_of is None:
-        return {}
-    fills = {
-        key: fill
-        for key, fill in expansion.fills.items()
-        if fill.kind == "load" and not fill.cast and len(fill.sources) == 1
-    }
-    sources = [fill.sources[0] for fill in fills.values()]
-    due = list(map(target.specs.__getitem__, fills))
-    found = dict(zip(fills, spans_of(sources, [spec.dtype for spec in due]), strict=True))
-    for key, fill in fills.items():
-        span = found[key]
-        if span is not None and fill.ops:
+        return [None] * len(fills)
+    alone = [fill.kind == "load" and not fill.cast and len(fill.sources) == 1 for fill in fills]
+    sources = [fill.sources[0] for fill in compress(fills, alone)]
+    found = iter(spans_of(sources, [spec.dtype for spec in compress(due, alone)]))
+    spans = [next(found) if one else None for one in alone]
+    for i, fill in enumerate(fills):
+        span = spans[i] if fill.ops else None
+        if span is not None:
             source = reader.state_dict.tree[fill.sources[0]]  # type: ignore[attr-defined]
-            found[key] = _part(fill, span, source, target[key])
-    return {key: span for key, span in found.items() if span is not None}
+            spans[i] = _part(fill, span, source, due[i])
+    return spans
 
 
 def _part(fill: Fill, span: Span, source: TensorSpec, due: TensorSpec) -> Span | None:
@@ -146,7 +151,7 @@ def _check_cut(expansion: Expansion, reader: Reader, made: Mapping[str, Piece]) 
 
 
 def _check_complete(expansion: Expansion, target: ParamTree, initial: Initial | None) -> None:
-    if expansion.fills.keys() != target.specs.keys():
+    if list(expansion.fills) != list(target.specs) and set(expansion.fills) != set(target.specs):
         missing = [key for key in target.specs if key not in expansion.fills]
         foreign = [key for key in expansion.fills if key not in target]
         raise ApplyError(f"the plan is not for this model: {listing(missing + foreign)}. Make a new plan")

@@ -50,10 +50,14 @@ def _write_copied(outline: Outline, descriptor: int, files: Files, on_bytes: OnB
 
 def _plain(contents: Contents) -> Outline:
     """A state dict and nothing else."""
-    names = {piece: str(n) for n, piece in enumerate(dict.fromkeys(contents.pieces.values()))}
-    entries = ((key, piece, names[piece]) for key, piece in contents.pieces.items())
-    pickled = state_dict_pickle(entries, contents.versions)
-    return Outline(pickled, {name: piece for piece, name in names.items()})
+    pieces = list(contents.pieces.values())
+    own = list(dict.fromkeys(pieces))
+    names = list(map(str, range(len(own))))
+    used = names
+    if len(own) < len(pieces):
+        used = list(map(dict(zip(own, names, strict=True)).__getitem__, pieces))
+    pickled = state_dict_pickle(zip(contents.pieces, pieces, used, strict=True), contents.versions)
+    return Outline(pickled, dict(zip(names, own, strict=True)))
 
 
 def _save(contents: Contents, path: Path) -> None:

@@ -63,7 +63,9 @@ class _Pickle:
             around = self._around(piece)
             # The first one defines what the later ones refer to.
             self._tensors[kind] = self._around(piece)
-        self.out += _text(key) + around[0] + _text(storage) + around[1]
+        name, place = key.encode("utf-8", "surrogatepass"), storage.encode()
+        sizes = len(name).to_bytes(4, "little"), len(place).to_bytes(4, "little")
+        self.out += b"X%b%b%bX%b%b%b" % (sizes[0], name, around[0], sizes[1], place, around[1])
 
     def lent(self, piece: Piece, storage: str, lent: Lent) -> None:
         """A tensor in a storage that is in the file anyway."""
