@@ -71,27 +71,19 @@ class _Lazy(Mapping[str, T]):
 
 
 class LazySpecs(_Lazy[TensorSpec]):
-    """Specs of plain tensors: each is like one of few ``kinds``, over a storage of its own."""
+    """Specs of plain tensors: each like one of few ``kinds``, which ``column`` names, over its storage."""
 
     def __init__(self, keys: list[str], kinds: list[TensorSpec], storages: list[str]) -> None:
         super().__init__(keys)
-        self._kinds, self._storages = kinds, storages
+        self.column, self.storages = kinds, storages
 
     @cached_property
     def kinds(self) -> tuple[TensorSpec, ...]:
         """One spec of each kind, with the storage of any."""
-        return tuple({id(kind): kind for kind in self._kinds}.values())
+        return tuple({id(kind): kind for kind in self.column}.values())
 
     def _make(self, i: int) -> TensorSpec:
-        return over(self._kinds[i], self._storages[i])
-
-    def columns(self, keys: list[str]) -> tuple[list[TensorSpec], list[str]]:
-        """The kind and the storage of each of these keys."""
-        if keys == self._keys:
-            return self._kinds, self._storages
-        numbers = list(map(self._index.__getitem__, keys))
-        kinds, storages = self._kinds, self._storages
-        return [kinds[i] for i in numbers], [storages[i] for i in numbers]
+        return over(self.column[i], self.storages[i])
 
 
 def over(spec: TensorSpec, storage: str) -> TensorSpec:
@@ -152,18 +144,15 @@ class LazyStorages(_Lazy[StorageRef]):
         """The bytes of each."""
         return Sizes(self._keys, self._nbytes)
 
-    def columns(self, keys: list[str]) -> tuple[array[int], array[int], array[int] | None] | None:
-        """Offset, bytes and CRC-32 of these storages; None where there is not each of them."""
+    def columns(self, keys: list[str]) -> tuple[Sequence[int], Sequence[int], list[str]]:
+        """Offsets, bytes and dtypes of these storages."""
+        dtypes = [dtype for dtype, _ in self._tags]
         if keys == self._keys:
-            return self._offsets, self._nbytes, self._crcs
-        numbers = [self._index.get(key, -1) for key in keys]
-        if -1 in numbers:
-            return None
-        offsets, nbytes = (
-            array("Q", map(column.__getitem__, numbers)) for column in (self._offsets, self._nbytes)
-        )
-        sums = self._crcs
-        return offsets, nbytes, None if sums is None else array("Q", map(sums.__getitem__, numbers))
+            return self._offsets, self._nbytes, list(map(dtypes.__getitem__, self._kinds))
+        numbers = list(map(self._index.__getitem__, keys))
+        kinds = map(self._kinds.__getitem__, numbers)
+        offsets, nbytes = (list(map(c.__getitem__, numbers)) for c in (self._offsets, self._nbytes))
+        return offsets, nbytes, list(map(dtypes.__getitem__, kinds))
 
     @cached_property
     def devices(self) -> Counter[str]:
@@ -187,6 +176,16 @@ class LazyStorages(_Lazy[StorageRef]):
             byteorder=self.byteorder,
             member=self._folder + self._keys[i],
         )
+
+    def places(self, keys: list[str]) -> tuple[Sequence[int], Sequence[int], Sequence[int] | None] | None:
+        """Offsets, bytes and CRC-32 of these storages; None where there is not each of them."""
+        if keys == self._keys:
+            return self._offsets, self._nbytes, self._crcs
+        numbers = [self._index.get(key, -1) for key in keys]
+        if -1 in numbers:
+            return None
+        offsets, nbytes = ([column[i] for i in numbers] for column in (self._offsets, self._nbytes))
+        return offsets, nbytes, None if self._crcs is None else [self._crcs[i] for i in numbers]
 
 
 def bytes_of(storages: Mapping[str, StorageRef]) -> int:
@@ -213,7 +212,10 @@ def devices_of(storages: Mapping[str, StorageRef]) -> Counter[str]:
 def columns_of(specs: Mapping[str, TensorSpec], keys: list[str]) -> tuple[list[TensorSpec], list[str]]:
     """For each of these keys a spec that is its own but for the storage, and the storage."""
     if isinstance(specs, LazySpecs):
-        return specs.columns(keys)
+        if keys == list(specs):
+            return specs.column, specs.storages
+        numbers = list(map(specs._index.__getitem__, keys))
+        return [specs.column[i] for i in numbers], [specs.storages[i] for i in numbers]
     found = list(map(specs.__getitem__, keys))
     return found, [spec.storage for spec in found]
 

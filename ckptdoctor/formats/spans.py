@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import repeat
 from typing import NamedTuple
 
 from ckptdoctor.formats.base import StorageRef
-from ckptdoctor.formats.lazy import LazyStorages
+from ckptdoctor.formats.lazy import LazyStorages, columns_of
 from ckptdoctor.formats.views import element_size
 from ckptdoctor.trees import TensorSpec
 
@@ -36,17 +35,19 @@ def span_of(spec: TensorSpec, ref: StorageRef) -> Span | None:
 
 
 def whole_spans(
-    specs: Sequence[TensorSpec], names: list[str], storages: Mapping[str, StorageRef]
-) -> list[Span] | None:
-    """`span_of` specs over the storages with these names; None unless each is a whole one of one zip."""
-    if not isinstance(storages, LazyStorages) or storages.byteorder != "little":
+    specs: Mapping[str, TensorSpec], keys: list[str], dtypes: list[str], storages: Mapping[str, StorageRef]
+) -> list[Span | None] | None:
+    """`span_of` these keys by columns; None unless each has its dtype and is a whole storage of one zip."""
+    found, names = columns_of(specs, keys)
+    if [spec.dtype for spec in found] != dtypes or not isinstance(storages, LazyStorages):
         return None
-    columns = storages.columns(names)
-    kinds = {id(spec): spec for spec in specs}
-    if columns is None or any(s.strides is not None or s.layout != "strided" for s in kinds.values()):
+    columns = storages.places(names)
+    kinds = {id(spec): spec for spec in found}
+    plain = all(spec.strides is None and spec.layout == "strided" for spec in kinds.values())
+    if columns is None or not plain or storages.byteorder != "little":
         return None
     offsets, sizes, sums = columns
     nbytes = {number: spec.nbytes for number, spec in kinds.items()}
-    if sizes != array("Q", map(nbytes.__getitem__, map(id, specs))):
+    if list(sizes) != list(map(nbytes.__getitem__, map(id, found))):
         return None
     return list(map(Span, repeat(storages.file), offsets, sums or repeat(None), repeat(True), names))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from ckptdoctor.errors import CorruptCheckpointError, ReadError
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
 from ckptdoctor.formats.blobs import Files, crc_fits, fill, mapped_crc_fits
 from ckptdoctor.formats.findings import bad_crc
-from ckptdoctor.formats.lazy import columns_of
 from ckptdoctor.formats.mapping import can_map, is_local
 from ckptdoctor.formats.parallel import in_threads
 from ckptdoctor.formats.spans import Span, span_of, whole_spans
@@ -153,12 +152,11 @@ class TensorReader:
             return None
         return span_of(spec, ref)
 
-    def spans(self, keys: list[str], dtypes: list[str]) -> Sequence[Span | None]:
+    def spans(self, keys: list[str], dtypes: list[str]) -> list[Span | None]:
         """`span` of each of these keys; all at once where they are whole storages of one zip."""
-        specs, storages = columns_of(self._specs, keys)
         found = None
-        if not self.state_dict.recipes and [spec.dtype for spec in specs] == dtypes:
-            found = whole_spans(specs, storages, self.archive.storages)
+        if not self.state_dict.recipes:
+            found = whole_spans(self._specs, keys, dtypes, self.archive.storages)
         return found if found is not None else list(map(self.span, keys, dtypes))
 
     @property
