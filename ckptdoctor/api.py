@@ -272,7 +272,7 @@ def write_diagnosed(
     diagnosis.raise_for_verdict()
     assert diagnosis.plan is not None  # raise_for_verdict
     made = diagnosis.plan, diagnosis.archive, diagnosis.target
-    return into_file(*made, out, kwargs=kwargs, timeout=timeout, **how)
+    return into_file(*made, out, kwargs=kwargs, timeout=timeout, known=diagnosis.expansion, **how)
 
 
 def _target(

@@ -45,6 +45,7 @@ class Diagnosis:
     plan: Plan | None = None
     question: Question | None = None
     decisions: tuple[Decision, ...] = field(default=())
+    expansion: Expansion | None = field(default=None, compare=False)  # the plan, worked out for the two trees
 
     @property
     def ok(self) -> bool:
@@ -184,6 +185,7 @@ class Judged:
             plan=case.plan,
             question=case.question,
             decisions=case.decisions,
+            expansion=self.expansion,
         )
 
 

@@ -164,7 +164,7 @@ def apply_to_file(
     def check(written: Path, part: Contents) -> None:
         again = fresh() if fresh is not None else reader
         due = target_tree if len(part.pieces) == len(target_tree) else target_tree.subset(part.pieces)
-        fills = _Part({key: expansion.fills[key] for key in due.specs})
+        fills = expansion if due is target_tree else _Part({k: expansion.fills[k] for k in due.specs})
         how: dict[str, Any] = {"initial": initial, "accept": accept, "bits": verify, "envelope": envelope}
         how["on_bytes"] = told if verify else None
         casts.update(verify_file(fills, again, written, due, **how))

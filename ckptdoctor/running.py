@@ -91,11 +91,13 @@ def into_file(
     probe: Any = None,
     max_shard_size: str | int | None = None,
     keep_envelope: bool = False,
+    known: Expansion | None = None,
     **how: Any,
 ) -> Receipt:
     """Run the plan into a new file; arguments as for :func:`ckptdoctor.apply`.
 
     ``live`` gives the state dict of a model at hand; others are built when the plan keeps their values.
+    ``known`` is the plan as it was worked out when it was made.
     """
     from ckptdoctor.apply.envelope import around, check_positions
     from ckptdoctor.formats.envelope import open_envelope
@@ -111,7 +113,7 @@ def into_file(
             "is not changed; or load into the live model, without out="
         )
     chosen = _chosen(plan, archive)
-    expansion = expand(plan, chosen.tree, target.tree)
+    expansion = expand(plan, chosen.tree, target.tree, known)
     envelope = open_envelope(archive, chosen) if keep_envelope else None
     if envelope is not None:
         check_positions(envelope, expansion, chosen.tree, target.tree)

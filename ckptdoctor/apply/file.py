@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.apply.derived import derived_value
@@ -11,6 +12,7 @@ from ckptdoctor.apply.metadata import map_versions
 from ckptdoctor.apply.staging import Expansion, Reader, Want, to_write
 from ckptdoctor.apply.ties import check_copies, check_ties
 from ckptdoctor.errors import ApplyError
+from ckptdoctor.formats.lazy import columns_of
 from ckptdoctor.keys import printable
 from ckptdoctor.ops import parse_chain
 from ckptdoctor.plan.fills import Fill
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from ckptdoctor.trees import ParamTree, TensorSpec
 
 Initial = Callable[[str], Any]  # model key -> the model's own value; KeyError when it has none
-SpanOf = Callable[[str, str], Span | None]  # key and dtype of the checkpoint
+SpansOf = Callable[[list[str], list[str]], Sequence[Span | None]]  # keys and dtypes of the checkpoint
 
 
 def file_contents(
@@ -41,23 +43,35 @@ def file_contents(
     only well-known counters can be kept. Tied keys are one piece. Raises :class:`ApplyError`.
     """
     _check_complete(expansion, target, initial)
-    made: dict[str, Piece] = {}
-    span: SpanOf | None = getattr(reader, "span", None)
+    fills, specs = expansion.fills, target.specs
 
     def make(key: str) -> Tensor:
-        spec = target[key]
-        return to_write(key, expansion.fills[key], reader, Want(spec.shape, _dtype(spec.dtype)))
+        spec = specs[key]
+        return to_write(key, fills[key], reader, Want(spec.shape, _dtype(spec.dtype)))
 
-    for key, fill in expansion.fills.items():
-        if fill.kind == "load":
-            spec = target.specs[key]
-            made[key] = Piece(spec.shape, spec.dtype, _copied(fill, reader, spec, span), partial(make, key))
+    due, _ = columns_of(specs, list(fills))
+    # What is saved with extra state is saved by torch, from memory.
+    spans = _spans(list(fills.values()), reader, due) if not target.extra else [None] * len(fills)
+    made: dict[str, Piece] = {}
+    for (key, fill), spec, span in zip(fills.items(), due, spans, strict=True):
+        if span is not None:
+            made[key] = Piece(spec.shape, spec.dtype, span)
+        elif fill.kind == "load":
+            made[key] = Piece(spec.shape, spec.dtype, make=partial(make, key))
         elif fill.kind != "tie":
             own = _own(key, target, initial)
-            made[key] = Piece(target[key].shape, target[key].dtype, make=lambda own=own: own)  # type: ignore[misc]
-    check_ties(expansion, target.ties, _Made(made))
+            made[key] = Piece(spec.shape, spec.dtype, make=lambda own=own: own)  # type: ignore[misc]
+    check_ties(expansion, target.ties, _Made(made, make))
     check_copies(expansion, reader)
     _check_cut(expansion, reader, made)
+    pieces = made if not target.ties and list(made) == list(specs) else _shared(expansion, target, made)
+    objects = {key: initial(key) if initial is not None else None for key in target.extra}
+    versions = map_versions(expansion, target.versions, source_versions or {}) if target.versions else {}
+    return Contents(pieces, versions, objects)
+
+
+def _shared(expansion: Expansion, target: ParamTree, made: Mapping[str, Piece]) -> dict[str, Piece]:
+    """The piece of each key, in the model's order; tied keys have one."""
     same = {key: group[0] for group in target.ties for key in group}
     pieces = {}
     for key in target.specs:
@@ -66,20 +80,25 @@ def file_contents(
             pieces[key] = made[same[anchor] if same.get(anchor) in made else anchor]
         else:
             pieces[key] = made[key]
-    objects = {key: initial(key) if initial is not None else None for key in target.extra}
-    versions = map_versions(expansion, target.versions, source_versions or {}) if target.versions else {}
-    return Contents(pieces, versions, objects)
+    return pieces
 
 
-def _copied(fill: Fill, reader: Reader, spec: TensorSpec, span_of: SpanOf | None) -> Span | None:
+def _spans(fills: Sequence[Fill], reader: Reader, due: Sequence[TensorSpec]) -> list[Span | None]:
     """The bytes that are the tensor as they are; None where it is made."""
-    if span_of is None or fill.cast or len(fill.sources) != 1:
-        return None
-    span = span_of(fill.sources[0], spec.dtype)
-    if span is not None and fill.ops:
-        # A reader with spans is a TensorReader, of whose attributes `Reader` says nothing.
-        return _part(fill, span, reader.state_dict.tree[fill.sources[0]], spec)  # type: ignore[attr-defined]
-    return span
+    # A reader with spans is a TensorReader, of which `Reader` says nothing.
+    spans_of: SpansOf | None = getattr(reader, "spans", None)
+    if spans_of is None:
+        return [None] * len(fills)
+    alone = [fill.kind == "load" and not fill.cast and len(fill.sources) == 1 for fill in fills]
+    sources = [fill.sources[0] for fill in compress(fills, alone)]
+    found = iter(spans_of(sources, [spec.dtype for spec in compress(due, alone)]))
+    spans = [next(found) if one else None for one in alone]
+    for i, fill in enumerate(fills):
+        span = spans[i] if fill.ops else None
+        if span is not None:
+            source = reader.state_dict.tree[fill.sources[0]]  # type: ignore[attr-defined]
+            spans[i] = _part(fill, span, source, due[i])
+    return spans
 
 
 def _part(fill: Fill, span: Span, source: TensorSpec, due: TensorSpec) -> Span | None:
@@ -105,15 +124,14 @@ def _part(fill: Fill, span: Span, source: TensorSpec, due: TensorSpec) -> Span |
 
 
 class _Made(Mapping[str, "Tensor"]):
-    """Pieces as tensors, each made when it is asked for."""
+    """Pieces as tensors, each made when it is asked for; what is copied as well."""
 
-    def __init__(self, pieces: Mapping[str, Piece]) -> None:
-        self._pieces = pieces
+    def __init__(self, pieces: Mapping[str, Piece], load: Callable[[str], Tensor]) -> None:
+        self._pieces, self._load = pieces, load
 
     def __getitem__(self, key: str) -> Tensor:
         make = self._pieces[key].make
-        assert make is not None
-        return make()
+        return make() if make is not None else self._load(key)
 
     def __contains__(self, key: object) -> bool:
         return key in self._pieces
@@ -133,9 +151,9 @@ def _check_cut(expansion: Expansion, reader: Reader, made: Mapping[str, Piece]) 
 
 
 def _check_complete(expansion: Expansion, target: ParamTree, initial: Initial | None) -> None:
-    missing = [key for key in target.specs if key not in expansion.fills]
-    foreign = [key for key in expansion.fills if key not in target]
-    if missing or foreign:
+    if list(expansion.fills) != list(target.specs) and set(expansion.fills) != set(target.specs):
+        missing = [key for key in target.specs if key not in expansion.fills]
+        foreign = [key for key in expansion.fills if key not in target]
         raise ApplyError(f"the plan is not for this model: {listing(missing + foreign)}. Make a new plan")
     if target.extra and initial is None:
         raise ApplyError(

@@ -186,6 +186,16 @@ class LazyStorages(_Lazy[StorageRef]):
             member=self._folder + self._keys[i],
         )
 
+    def places(self, keys: list[str]) -> tuple[Sequence[int], Sequence[int], Sequence[int] | None] | None:
+        """Offsets, bytes and CRC-32 of these storages; None where there is not each of them."""
+        if keys == self._keys:
+            return self._offsets, self._nbytes, self._crcs
+        numbers = [self._index.get(key, -1) for key in keys]
+        if -1 in numbers:
+            return None
+        offsets, nbytes = ([column[i] for i in numbers] for column in (self._offsets, self._nbytes))
+        return offsets, nbytes, None if self._crcs is None else [self._crcs[i] for i in numbers]
+
 
 def bytes_of(storages: Mapping[str, StorageRef]) -> int:
     """The bytes of all storages together."""
@@ -206,3 +216,20 @@ def devices_of(storages: Mapping[str, StorageRef]) -> Counter[str]:
     if isinstance(storages, LazyStorages):
         return Counter(storages.devices)
     return Counter(ref.device for ref in storages.values())
+
+
+def columns_of(specs: Mapping[str, TensorSpec], keys: list[str]) -> tuple[list[TensorSpec], list[str]]:
+    """For each of these keys a spec that is its own but for the storage, and the storage."""
+    if isinstance(specs, LazySpecs):
+        if keys == list(specs):
+            return specs.column, specs.storages
+        numbers = list(map(specs._index.__getitem__, keys))
+        return [specs.column[i] for i in numbers], [specs.storages[i] for i in numbers]
+    found = list(map(specs.__getitem__, keys))
+    return found, [spec.storage for spec in found]
+
+
+def forms_of(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each by key."""
+    keys = list(specs)
+    return dict(zip(keys, [(s.shape, s.dtype) for s in columns_of(specs, keys)[0]], strict=True))

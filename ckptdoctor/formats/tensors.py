@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.errors import CorruptCheckpointError, ReadError
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
@@ -16,6 +16,7 @@ from ckptdoctor.formats.findings import bad_crc
 from ckptdoctor.formats.lazy import LazySpecs
 from ckptdoctor.formats.mapping import STEP, can_map, is_local
 from ckptdoctor.formats.parallel import in_threads
+from ckptdoctor.formats.spans import Span, span_of, whole_spans
 from ckptdoctor.formats.views import element_size
 from ckptdoctor.formats.whole import Whole, whole_tensors
 from ckptdoctor.formats.words import listing, show
@@ -23,16 +24,6 @@ from ckptdoctor.trees import TensorSpec
 
 if TYPE_CHECKING:
     import torch
-
-
-class Span(NamedTuple):
-    """The bytes of one tensor in a file."""
-
-    file: str
-    offset: int
-    crc: int | None  # of exactly these bytes, where the file says so
-    whole: bool  # they are a whole storage
-    storage: str = ""  # the id of that storage
 
 
 class TensorReader:
@@ -173,20 +164,17 @@ class TensorReader:
     def span(self, key: str, dtype: str) -> Span | None:
         """Where the bytes of `key` are in a file, if they can be copied as they are; else None."""
         spec = self._specs[key]
-        if spec.dtype != dtype or spec.strides is not None or spec.layout != "strided":
+        ref = self.archive.storages.get(spec.storage)
+        if ref is None or spec.dtype != dtype or key in self.state_dict.recipes:
             return None
-        try:
-            ref = self.archive.storages[spec.storage]
-        except KeyError:
-            return None
-        if ref.compression or ref.inline or key in self.state_dict.recipes:
-            return None
-        itemsize = element_size(dtype)
-        if ref.byteorder != "little" and itemsize > 1:
-            return None
-        whole = spec.nbytes == ref.nbytes
-        at = ref.offset + spec.offset * itemsize
-        return Span(ref.file, at, ref.crc if whole else None, whole, spec.storage)
+        return span_of(spec, ref)
+
+    def spans(self, keys: list[str], dtypes: list[str]) -> list[Span | None]:
+        """`span` of each of these keys; all at once where they are whole storages of one zip."""
+        found = None
+        if not self.state_dict.recipes:
+            found = whole_spans(self._specs, keys, dtypes, self.archive.storages)
+        return found if found is not None else list(map(self.span, keys, dtypes))
 
     @property
     def files(self) -> Files:

@@ -24,8 +24,10 @@ class Expansion:
     copies: Mapping[str, str] = field(default_factory=dict)  # unused key -> the key it has to repeat
 
 
-def expand(plan: Plan, source_tree: ParamTree, target_tree: ParamTree) -> Expansion:
-    """Work the plan out for these two trees.
+def expand(
+    plan: Plan, source_tree: ParamTree, target_tree: ParamTree, known: Expansion | None = None
+) -> Expansion:
+    """Work the plan out for these two trees, unless it is the very one that was ``known`` to give something.
 
     Every key of the model is filled exactly once, every key of the checkpoint is used or dropped, every
     count, shape and dtype is checked. Raises :class:`StalePlanError` when a tree is not the one that the
@@ -34,6 +36,8 @@ def expand(plan: Plan, source_tree: ParamTree, target_tree: ParamTree) -> Expans
     check_digests(plan, source_tree, target_tree)
     if not plan.complete:
         raise UndecidedError(_open_text(plan))
+    if known is not None and known.plan is plan:
+        return known  # for trees with these digests
     return _Expander(plan, source_tree, target_tree).run(())
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptdoctor.formats.blobs import PIECE, Files
 from ckptdoctor.formats.checksum import crc32
+from ckptdoctor.formats.lazy import columns_of
 from ckptdoctor.formats.near import SMALL, Near, read_whole
 from ckptdoctor.formats.parallel import in_threads
 from ckptdoctor.plan.fills import Fill
@@ -20,7 +21,8 @@ from ckptdoctor.plan.fills import Fill
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ckptdoctor.formats.tensors import Span, TensorReader
+    from ckptdoctor.formats.spans import Span
+    from ckptdoctor.formats.tensors import TensorReader
     from ckptdoctor.trees import ParamTree
 
 MAPS = "/proc/self/maps"
@@ -38,19 +40,22 @@ class Pair(NamedTuple):
 
 def copied(fills: Mapping[str, Fill], reader: Any, written: TensorReader, tree: ParamTree) -> dict[str, Pair]:
     """The keys of the new file that are bytes of the source, where both readers can tell the place."""
-    if not hasattr(reader, "span"):
+    if not hasattr(reader, "spans"):
         return {}
-    pairs, old, new = {}, reader.state_dict.tree.specs, tree.specs
-    for key, fill in fills.items():
-        if fill.kind != "load" or fill.ops or fill.cast:
-            continue
-        spec, source = new.get(key), fill.sources[0]
-        if spec is None or old[source].shape != spec.shape:
-            continue
-        due, found = reader.span(source, spec.dtype), written.span(key, spec.dtype)
-        if due is not None and found is not None:
-            pairs[key] = Pair(key, due, found, spec.nbytes)
-    return pairs
+    sources = {
+        key: fill.sources[0]
+        for key, fill in fills.items()
+        if fill.kind == "load" and not fill.ops and not fill.cast and key in tree
+    }
+    new, _ = columns_of(tree.specs, list(sources))
+    old, _ = columns_of(reader.state_dict.tree.specs, list(sources.values()))
+    dtypes = [spec.dtype for spec in new]
+    spans = reader.spans(list(sources.values()), dtypes), written.spans(list(sources), dtypes)
+    return {
+        key: Pair(key, due, found, spec.nbytes)
+        for key, due, found, spec, source in zip(sources, *spans, new, old, strict=True)
+        if due is not None and found is not None and spec.shape == source.shape
+    }
 
 
 def differing(pairs: Iterable[Pair], old: Files, new: Files) -> dict[str, str]:

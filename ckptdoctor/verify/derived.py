@@ -85,6 +85,8 @@ def check_derived(
 
 def not_compared(fills: Mapping[str, Fill], unused: Collection[str], target: ParamTree) -> tuple[str, ...]:
     """For a file, where there is no model to ask: what was dropped without a look at its values."""
+    if not unused:
+        return ()
     own = [*target.transient, *(k for k in target.specs if _is_own(fills.get(k)))]
     found = list(counterparts(fills, unused, own))
     if not found:

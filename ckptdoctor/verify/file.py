@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.errors import VerifyError
+from ckptdoctor.formats.lazy import forms_of
 from ckptdoctor.formats.walk import anything, children
 from ckptdoctor.ops.bits import same_bits
 from ckptdoctor.plan.fills import Fill
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ckptdoctor.formats.tensors import TensorReader
     from ckptdoctor.trees import ParamTree
 
+Forms = Mapping[str, tuple[tuple[int, ...], str]]  # key -> shape and dtype
 TOLD = 64 << 20  # bytes that are compared before somebody is told
 
 
@@ -49,21 +51,22 @@ def verify_file(
     Raises :class:`VerifyError`.
     """
     tree, written = _opened(path, bits, envelope)
-    problems = [*_specs(tree, target)]
+    there = forms_of(tree.specs)
+    problems = [*_specs(there, forms_of(target.specs))]
     pairs = copied(expansion.fills, reader, written, tree) if bits else {}
-    casts: Casts = {key: (tree[key].dtype, "lossless") for key in pairs}
+    casts: Casts = {key: (there[key][1], "lossless") for key in pairs}
     tell = on_bytes or _nobody
     problems += [*_differing([*pairs.values()], reader, written, tell)]
     if bits:
         written.check(key for key in tree.specs if key not in pairs or not pairs[key].found.whole)
     for key, fill in expansion.fills.items():
-        if key in pairs:
+        if key in pairs or key not in there:
             continue
-        if key in tree and (bits or fill.cast):
+        if bits or fill.cast:
             problems += _one_written(key, fill, reader, written, initial, casts)
             tell(tree[key].nbytes)
-        elif key in tree and fill.kind == "load":
-            casts[key] = (tree[key].dtype, "lossless")
+        elif fill.kind == "load":
+            casts[key] = (there[key][1], "lossless")
     if bits:
         problems += [
             *_ties(expansion, target, tree, written),
@@ -182,14 +185,16 @@ def _inside(path: Path, envelope: Envelope) -> Mapping[str, Any] | None:
     return {}
 
 
-def _specs(tree: ParamTree, target: ParamTree) -> Iterator[str]:
-    missing = [k for k in target.specs if k not in tree]
-    extra = [k for k in tree.specs if k not in target]
+def _specs(there: Forms, due: Forms) -> Iterator[str]:
+    if there == due:
+        return
+    missing = [k for k in due if k not in there]
+    extra = [k for k in there if k not in due]
     if missing:
         yield f"the file lacks {listing(missing)}"
     if extra:
         yield f"the file has {listing(extra)}, which the model has not"
-    for key, spec in target.specs.items():
-        found = tree.specs.get(key)
-        if found is not None and (found.shape, found.dtype) != (spec.shape, spec.dtype):
-            yield f"{quoted(key)} is {found.dtype}{list(found.shape)}, due {spec.dtype}{list(spec.shape)}"
+    for key, (shape, dtype) in due.items():
+        found = there.get(key, (shape, dtype))
+        if found != (shape, dtype):
+            yield f"{quoted(key)} is {found[1]}{list(found[0])}, due {dtype}{list(shape)}"

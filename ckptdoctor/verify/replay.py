@@ -94,8 +94,9 @@ def lossy_casts(casts: Mapping[str, tuple[str, CastClass]], accept: Collection[s
         "truncation": "fractions or imaginary parts were cut off",
         "payload": "8-bit or packed codes mean nothing without their scales",
     }
+    lost = {cast for _, cast in casts.values()}.difference(HARMLESS, accept)
     for name in CAST_CLASSES:
-        if name not in HARMLESS and name not in accept:
+        if name in lost:
             keys = [key for key, (_, found) in casts.items() if found == name]
             if keys:
                 yield f"the cast of {listing(keys)} loses values: {why[name]}; --accept {name} allows it"

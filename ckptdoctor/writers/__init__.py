@@ -12,7 +12,7 @@ from typing import Any
 
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.formats.blobs import Files
-from ckptdoctor.formats.tensors import Span
+from ckptdoctor.formats.spans import Span
 from ckptdoctor.keys import printable
 from ckptdoctor.writers.atomic import check_place, check_space, replacing, sync
 from ckptdoctor.writers.leftovers import withdraw_shards

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ckptdoctor.formats.blobs import Files, fill
 from ckptdoctor.formats.envelope import Envelope, Kept, fits_exactly
-from ckptdoctor.formats.tensors import Span
+from ckptdoctor.formats.spans import Span
 from ckptdoctor.trees import DTYPE_SIZES
 from ckptdoctor.writers.pieces import Contents, Piece, bytes_of
 from ckptdoctor.writers.torch_pickle import Lent, state_dict_opcodes

@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ckptdoctor.errors import ApplyError
-from ckptdoctor.formats.tensors import Span
+from ckptdoctor.formats.spans import Span
 from ckptdoctor.trees import DTYPE_SIZES
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ckptdoctor.receipt import listing
 from ckptdoctor.trees import DTYPE_SIZES
 from ckptdoctor.writers.clone import BLOCK, can_clone, share
 from ckptdoctor.writers.pieces import Contents, Piece
-from ckptdoctor.writers.stream import OnBytes, Place, allocate, fill_places
+from ckptdoctor.writers.stream import OnBytes, Rows, allocate, fill_rows, put
 
 NAMES = {torch: name for name, (torch, _) in DTYPES.items()}
 
@@ -41,14 +41,11 @@ def write_safetensors(contents: Contents, path: Path, files: Files, on_bytes: On
 def _write_copied(
     rows: Sequence[tuple[str, Piece]], descriptor: int, files: Files, on_bytes: OnBytes | None
 ) -> None:
-    head = header(rows)
-    places = [Place(0, head)]
-    at = len(head)
-    for _, piece in rows:
-        places.append(Place(at, b"", piece))
-        at += piece.nbytes
-    allocate(descriptor, at)
-    fill_places(descriptor, places, files, on_bytes)
+    head, pieces = header(rows), [piece for _, piece in rows]
+    places = list(accumulate((piece.nbytes for piece in pieces), initial=len(head)))
+    allocate(descriptor, places[-1])
+    put(descriptor, 0, head)
+    fill_rows(descriptor, Rows(pieces, places), files, on_bytes)
 
 
 def _write_cloned(
@@ -73,8 +70,9 @@ def _write_cloned(
         return False
     shift = len(head) - start
     edges = [(len(head), shared[0]), (shared[1], len(head) + nbytes)]
-    for place in [Place(0, head), *(Place(a, os.pread(source, b - a, a - shift)) for a, b in edges)]:
-        fill_places(descriptor, [place], files)
+    put(descriptor, 0, head)
+    for a, b in edges:
+        put(descriptor, a, os.pread(source, b - a, a - shift))
     if on_bytes is not None:
         on_bytes(shared[1] - shared[0])
     return True

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.formats.source import FileSource
-from ckptdoctor.formats.tensors import Span
+from ckptdoctor.formats.spans import Span
 from ckptdoctor.formats.torch_zip import zip_root
 from ckptdoctor.formats.zip_directory import STORED, Directory
 from ckptdoctor.formats.zip_members import Member as Old
 from ckptdoctor.writers.clone import BLOCK, can_clone, share
 from ckptdoctor.writers.enveloped import Outline
-from ckptdoctor.writers.stream import OnBytes, Place, fill_places
-from ckptdoctor.writers.torch_zip import Member, directory, finish, laid_out, members_of, places
+from ckptdoctor.writers.stream import OnBytes, put
+from ckptdoctor.writers.torch_zip import TorchZip
 
 
 def write_cloned(outline: Outline, descriptor: int, files: Files, on_bytes: OnBytes | None) -> bool:
@@ -41,51 +42,39 @@ def write_cloned(outline: Outline, descriptor: int, files: Files, on_bytes: OnBy
     aligned = _aligned(outline, root, [m for m in old if m is not None], spans)
     if None in old or aligned is None:
         return False
-    members, first, shift = aligned
-    return _write(members, first, shift, source, descriptor, spans, files, on_bytes)
+    return _write(*aligned, source, descriptor, [span.crc or 0 for span in spans], on_bytes)
 
 
 def _aligned(
     outline: Outline, root: str, old: Sequence[Old], spans: Sequence[Span]
-) -> tuple[list[Member], int, int] | None:
-    """The new members, the number of the first storage, and how far storages move: the same for all."""
-    members = members_of(outline.pickle, outline.storages, root, computable=outline.computable)
-    first = next(n for n, member in enumerate(members) if member.piece is not None)
+) -> tuple[TorchZip, int] | None:
+    """The new file, and how far storages move in it: the same for all."""
     if len(old) != len(spans):
         return None
-    extra = (old[0].header - laid_out(members)[first].header) % BLOCK
-    laid_out(members, extra)
-    shift = members[first].header - old[0].header
-    for new, was, span in zip(members[first:], old, spans, strict=False):
-        same = (new.header - shift, new.start - shift, new.flags) == (was.header, span.offset, was.flags)
-        if not same or was.method != STORED or was.size != new.size:
+    zipped = partial(TorchZip, outline.pickle, outline.storages, root, computable=outline.computable)
+    made = zipped()
+    made = zipped(extra=(old[0].header - made.layout.headers[made.first]) % BLOCK)
+    layout = made.layout
+    shift = layout.headers[made.first] - old[0].header
+    for i, (was, span) in enumerate(zip(old, spans, strict=True), start=made.first):
+        new = layout.headers[i] - shift, layout.starts[i] - shift, layout.flags(i), layout.sizes[i], STORED
+        if new != (was.header, span.offset, was.flags, was.size, was.method):
             return None
-    return members, first, shift
+    return made, shift
 
 
 def _write(
-    members: list[Member],
-    first: int,
-    shift: int,
-    source: int,
-    descriptor: int,
-    spans: Sequence[Span],
-    files: Files,
-    on_bytes: OnBytes | None,
+    made: TorchZip, shift: int, source: int, descriptor: int, sums: Sequence[int], on_bytes: OnBytes | None
 ) -> bool:
-    start, end = members[first].header, members[first + len(spans) - 1].end
+    start, end = (made.layout.headers[i] for i in (made.first, made.last))
     shared = share(source, start - shift, descriptor, start, end - start)
     if shared is None:
         return False
     low, high = shared
-    edges = [(start, low), (high, end)]
-    around = [Place(a, os.pread(source, b - a, a - shift)) for a, b in edges]
-    small = [Place(p.offset, p.head) for p in places(members) if p.piece is None][:-1]
-    sums = [0] * first + [span.crc or 0 for span in spans] + [0] * (len(members) - first - len(spans) - 1)
-    finish(members, sums)
-    last = b"".join(p.head for p in places(members[-1:])) + directory(members, [*sums, 0])
-    for place in (*small, *around, Place(members[-1].header, last)):  # not one behind the other
-        fill_places(descriptor, [place], files)
+    put(descriptor, 0, made.front())
+    for a, b in ((start, low), (high, end)):
+        put(descriptor, a, os.pread(source, b - a, a - shift))
+    put(descriptor, end, made.behind(sums))
     if on_bytes is not None:
         on_bytes(high - low)
     return True

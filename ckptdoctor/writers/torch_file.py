@@ -12,11 +12,11 @@ from ckptdoctor.formats.blobs import Files
 from ckptdoctor.receipt import listing
 from ckptdoctor.writers.enveloped import Outline, enveloped
 from ckptdoctor.writers.pieces import Contents
-from ckptdoctor.writers.stream import OnBytes, Place, allocate, fill_places
+from ckptdoctor.writers.stream import OnBytes, Rows, allocate, fill_rows, put
 from ckptdoctor.writers.torch_clone import write_cloned
 from ckptdoctor.writers.torch_pickle import state_dict_pickle
 from ckptdoctor.writers.torch_save import save_with_torch
-from ckptdoctor.writers.torch_zip import directory, finish, laid_out, members_of, places
+from ckptdoctor.writers.torch_zip import TorchZip
 
 
 def write_torch(contents: Contents, path: Path, files: Files, on_bytes: OnBytes | None = None) -> None:
@@ -40,20 +40,24 @@ def write_torch(contents: Contents, path: Path, files: Files, on_bytes: OnBytes 
 
 
 def _write_copied(outline: Outline, descriptor: int, files: Files, on_bytes: OnBytes | None) -> None:
-    members = laid_out(members_of(outline.pickle, outline.storages, computable=outline.computable))
-    allocate(descriptor, members[-1].end)
-    sums = fill_places(descriptor, places(members[:-1]), files, on_bytes)
-    finish(members, sums)
-    end = b"".join(place.head for place in places(members[-1:])) + directory(members, [*sums, 0])
-    fill_places(descriptor, [Place(members[-1].header, end)], files)
+    made = TorchZip(outline.pickle, outline.storages, computable=outline.computable)
+    allocate(descriptor, made.layout.end)
+    put(descriptor, 0, made.front())
+    places = made.layout.headers[made.first : made.last + 1]
+    sums = fill_rows(descriptor, Rows(made.pieces, places, made.heads, made.tails), files, on_bytes)
+    put(descriptor, places[-1], made.behind(sums))
 
 
 def _plain(contents: Contents) -> Outline:
     """A state dict and nothing else."""
-    names = {piece: str(n) for n, piece in enumerate(dict.fromkeys(contents.pieces.values()))}
-    entries = ((key, piece, names[piece]) for key, piece in contents.pieces.items())
-    pickled = state_dict_pickle(entries, contents.versions)
-    return Outline(pickled, {name: piece for piece, name in names.items()})
+    pieces = list(contents.pieces.values())
+    own = list(dict.fromkeys(pieces))
+    names = list(map(str, range(len(own))))
+    used = names
+    if len(own) < len(pieces):
+        used = list(map(dict(zip(own, names, strict=True)).__getitem__, pieces))
+    pickled = state_dict_pickle(zip(contents.pieces, pieces, used, strict=True), contents.versions)
+    return Outline(pickled, dict(zip(names, own, strict=True)))
 
 
 def _save(contents: Contents, path: Path) -> None:

@@ -56,14 +56,16 @@ class _Pickle:
     def ordered_dict(self) -> bytes:
         return self.call("collections", "OrderedDict") + b")R"
 
-    def tensor(self, piece: Piece, storage: str) -> None:
+    def tensor(self, key: str, piece: Piece, storage: str) -> None:
         kind = piece.dtype, piece.shape
         around = self._tensors.get(kind)
         if around is None:
             around = self._around(piece)
             # The first one defines what the later ones refer to.
             self._tensors[kind] = self._around(piece)
-        self.out += around[0] + _text(storage) + around[1]
+        name, place = key.encode("utf-8", "surrogatepass"), storage.encode()
+        sizes = len(name).to_bytes(4, "little"), len(place).to_bytes(4, "little")
+        self.out += b"X%b%b%bX%b%b%b" % (sizes[0], name, around[0], sizes[1], place, around[1])
 
     def lent(self, piece: Piece, storage: str, lent: Lent) -> None:
         """A tensor in a storage that is in the file anyway."""
@@ -104,11 +106,11 @@ def state_dict_opcodes(
     pickle, lent = _Pickle(first), lent or {}
     pickle.out += pickle.ordered_dict() + b"("
     for key, piece, storage in entries:
-        pickle.out += _text(key)
         if lent and key in lent:
+            pickle.out += _text(key)
             pickle.lent(piece, storage, lent[key])
         else:
-            pickle.tensor(piece, storage)
+            pickle.tensor(key, piece, storage)
     pickle.out += b"u"
     if versions:
         pickle.out += b"}" + _text("_metadata") + pickle.ordered_dict() + b"("
@@ -123,7 +125,7 @@ def state_dict_opcodes(
 
 def _text(text: str) -> bytes:
     data = text.encode("utf-8", "surrogatepass")
-    return b"X%b%b" % (len(data).to_bytes(4, "little"), data)
+    return b"X" + len(data).to_bytes(4, "little") + data
 
 
 def _int(value: int) -> bytes:

@@ -27,7 +27,7 @@ from ckptdoctor.formats.tensors import TensorReader
 from ckptdoctor.ops.bits import same_bits
 from ckptdoctor.writers import Contents, Piece, stream, write_contents, writeback
 from ckptdoctor.writers.shards import size_of
-from ckptdoctor.writers.torch_zip import Member, laid_out
+from ckptdoctor.writers.torch_zip import Layout
 
 DTYPES = [
     "float64",
@@ -135,17 +135,17 @@ def test_torch_reads_it_with_computed_offsets_too(tmp_path: Path, mmap: bool, mo
 
 def test_what_is_larger_than_32_bits_takes_zip64_fields_where_torch_has_them() -> None:
     """The formula of caffe2's getPadding; no file of that size is written."""
-    big = Piece((3 << 30,), "uint16")
-    first, second, last = laid_out(
-        [Member(b"a/data/0", piece=big), Member(b"a/data/1", piece=big), Member(b"a/v")]
-    )
-    assert first.start == 64 + 0 and len(first.local()) == first.start and first.large
-    assert first.end == first.start + big.nbytes + 24
-    assert second.start % 64 == 0 and len(second.local()) == second.start - second.header
-    assert second.local()[30 + 8 : 30 + 8 + 4] == b"\x01\x00\x18\x00", "sizes and offset"
-    assert last.local()[30 + 3 : 30 + 3 + 4] == b"\x01\x00\x08\x00", "the offset alone"
-    assert last.descriptor(1) == b""
-    assert second.central(7)[-8:] == second.header.to_bytes(8, "little")
+    big = 6 << 30
+    made = Layout([b"a/data/0", b"a/data/1", b"a/v"], [big, big, 0])
+    first, second, last = made.heads(0, 3)
+    assert made.starts[0] == 64 + 0 and len(first) == made.starts[0]
+    assert made.headers[1] == made.starts[0] + big + 24
+    assert made.starts[1] % 64 == 0 and len(second) == made.starts[1] - made.headers[1]
+    assert second[30 + 8 : 30 + 8 + 4] == b"\x01\x00\x18\x00", "sizes and offset"
+    assert last[30 + 3 : 30 + 3 + 4] == b"\x01\x00\x08\x00", "the offset alone"
+    assert [len(tail) for tail in made.tails(0, [5, 6, 1])] == [24, 24, 0]
+    second_entry = made.directory([5, 6, 7]).split(b"PK\x01\x02")[2]
+    assert second_entry[-8:] == made.headers[1].to_bytes(8, "little")
 
 
 def test_tied_keys_are_one_storage(tmp_path: Path) -> None:
