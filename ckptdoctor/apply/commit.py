@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ckptdoctor.errors import ApplyError, ReadError, VerifyError
-from ckptdoctor.ops.bits import copied
+from ckptdoctor.formats.parallel import in_threads, together
+from ckptdoctor.ops.bits import Copy, begun, copied, copied_bytes
 from ckptdoctor.receipt import listing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ATTEMPTS = 2
+SHARE = 4 << 20  # bytes that one thread copies before it takes the next
 MIXED = "the model holds neither its old nor its new values, build it again"
 
 
@@ -54,9 +57,9 @@ def commit(pending: Pending, *, compare: bool, unchanged: Callable[[], None]) ->
     """
     interrupted: BaseException | None = None
     differing: list[str] = []
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         try:
-            differing = _copied(pending, compare)
+            differing = _copied(pending, compare, alone=attempt > 0)
             break
         except BaseException as error:
             interrupted = error
@@ -72,13 +75,38 @@ def commit(pending: Pending, *, compare: bool, unchanged: Callable[[], None]) ->
         raise interrupted
 
 
-def _copied(pending: Pending, compare: bool) -> list[str]:
-    """Copies all; the keys whose tensors do not hold their values then."""
-    differing = []
+def _copied(pending: Pending, compare: bool, alone: bool) -> list[str]:
+    """Copies all; the keys whose tensors do not hold their values then. ``alone``: in this thread only."""
+    differing: set[str] = set()
+    due: dict[str, Copy] = {}
     for key, tensor in pending.tensors.items():
         memory = tensor.detach()  # the same memory without autograd, whose modes are then left alone
+        value = pending.values[key]
         if not compare:
-            memory.copy_(pending.values[key])
-        elif not copied(memory, pending.cast(key)):
-            differing.append(key)
-    return differing
+            memory.copy_(value)
+        elif (job := begun(memory, value)) is not None:
+            due[key] = job
+        elif not copied(memory, value if value.dtype == memory.dtype else pending.cast(key)):
+            differing.add(key)
+    shares = [(key, share) for key, job in due.items() for share in _shares(job)]
+    total = sum(job.nbytes for job in due.values())
+    parts = list(together(shares, lambda one: one[1].nbytes, SHARE))
+    work = map(_all, parts) if alone or _overlap(due.values()) else in_threads(_all, parts, total)
+    differing.update(key for keys in work for key in keys)
+    return [key for key in pending.tensors if key in differing]
+
+
+def _all(part: list[tuple[str, Copy]]) -> list[str]:
+    return [key for key, job in part if not copied_bytes(job)]
+
+
+def _shares(job: Copy) -> list[Copy]:
+    """Parts of one large tensor, for several threads."""
+    into, source, nbytes = job
+    return [Copy(into + at, source + at, min(SHARE, nbytes - at)) for at in range(0, nbytes, SHARE)]
+
+
+def _overlap(jobs: Collection[Copy]) -> bool:
+    """Whether two of them write to the same memory, so that their order counts."""
+    ranges = sorted((job.into, job.into + job.nbytes) for job in jobs)
+    return any(end > start for (_, end), (start, _) in pairwise(ranges))

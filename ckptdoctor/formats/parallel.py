@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 A = TypeVar("A")
@@ -25,6 +25,20 @@ def in_threads(
     if count < 2 or nbytes < WORTHWHILE:
         return map(work, items)
     return _threaded(work, items, count, stop)
+
+
+def together(items: Iterable[A], size: Callable[[A], int], least: int) -> Iterator[list[A]]:
+    """Items that follow each other, in lists of at least that size; one is too little for a thread."""
+    part: list[A] = []
+    total = 0
+    for item in items:
+        part.append(item)
+        total += size(item)
+        if total >= least:
+            yield part
+            part, total = [], 0
+    if part:
+        yield part
 
 
 def _threaded(

@@ -71,22 +71,23 @@ def _texts(column: Sequence[bytes]) -> list[str]:
 
 
 @cache
-def rows(bound: int) -> Rows:
-    """Keys, each with its tensor.
+def rows(bound: int, puts: bool) -> Rows:
+    """Keys, each with its tensor; all that can be is put into the memo, or nothing.
 
     The memo is numbered by LONG_BINPUT from 256 on, and what is taken from it with BINGET is below that: such
     a row changes nothing that it uses. Each is (length, key, function and type, length, storage key, location
     and numel, offset and size, stride, flag and hooks, ""). Behind the last comes a row with a rest alone.
     """
-    found = re.compile(_row(bound) + b"|(.+)", re.S)
+    found = re.compile(_row(bound, puts) + b"|(.+)", re.S)
     return Rows(found.match, found.findall)
 
 
-def _row(bound: int) -> bytes:
-    third, fourth = min(bound >> 16, 0xFF), min(bound >> 24, 0xFF)
-    put = rb"r.(?:[^\0][\0-\x%02x]|\0[\1-\x%02x])[\0-\x%02x]" % (third, third, fourth)
+def _row(bound: int, puts: bool) -> bytes:
+    # From 256 on and below the bound; that 256 of 65,536 indices are left out makes it a third faster.
+    put = rb"r.[^\0][\0-\x%02x][\0-\x%02x]" % (min(bound >> 16, 0xFF), min(bound >> 24, 0xFF))
     size = rb"(?:I(?:\x85|I(?:\x86|I\x87))|\)|\(I{0,12}t)"
-    row = rb"X(T)P(G\(\(GG)X(T)P(GI)tPQ(IS)P(S)P([\x88\x89]G)\)RPtPRP".replace(b"S", size)
-    for letter, spelled in ((b"I", rb"(?:K.|M..|J.{4})"), (b"G", b"h."), (b"P", b"(?:" + put + b")?+")):
+    row = rb"X(T)P(G\(\(GG)X(T)P(GI)tPQ(IS)E(S)E([\x88\x89]G)\)RPtPRP".replace(b"S", size)
+    put, unless_empty = (put, b"(?:" + put + b")?+") if puts else (b"", b"")
+    for letter, spelled in ((b"I", rb"(?:K.|M..|J.{4})"), (b"G", b"h."), (b"P", put), (b"E", unless_empty)):
         row = row.replace(letter, spelled)
     return row.replace(b"(T)", rb"([^\0])\0\0\0(" + _TEXT + b")")

@@ -51,7 +51,7 @@ class Scan:
         self._bound = 1 << 20  # of memo indices that are always allowed
         self._next = 0  # the memo index that BINPUT gives out next
         self._templates = Templates()  # of records that are skipped one at a time
-        self._skip_run: Rows | None = None  # many, each with its key
+        self._rows: Callable[[int, bool], Rows] | None = None  # skips many, each with its key
         self._ran = False  # a run was skipped
         self.runs: list[Run] | None = []  # None: something refers into one
         self._since: set[int] | None = None  # memo indices from 256 on that were set since the last run
@@ -65,7 +65,7 @@ class Scan:
             at, data = self._at, self._data
             op = data[at]
             if op in TEXTS:
-                if self._skip_run is not None and self._run_skipped():
+                if self._rows is not None and self._run_skipped():
                     continue
                 if self._key(op):
                     continue
@@ -138,16 +138,19 @@ class Scan:
         if self._large and not self._memoized:
             from ckptdoctor.formats.pickle_records import rows
 
-            self._skip_run = rows(self._bound)
+            self._rows = rows
 
     def _run_skipped(self) -> bool:
         """Keys and their tensors, as many as follow each other with one way of numbering the memo."""
-        assert self._skip_run is not None
-        if self._memoized or not self._puts or not self._skip_run.begin(self._data, self._at):
+        assert self._rows is not None
+        data, at = self._data, self._at
+        behind = at + 5 + int.from_bytes(data[at + 1 : at + 5], "little")
+        rows = self._rows(self._bound, data[behind : behind + 1] == b"r")
+        if self._memoized or not self._puts or not rows.begin(data, at):
             return False
-        taken = self._skip_run.take(self._data, self._at)
+        taken = rows.take(data, at)
         if taken is None:
-            self._skip_run = None  # until more is read: not for each of many keys again
+            self._rows = None  # until more is read: not for each of many keys again
             return False
         columns, end = taken
         # A key, and something heavier than all that is behind it: it would be refused as a key itself.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from ckptdoctor.formats.blobs import Files, crc_fits, fill, mapped_crc_fits
 from ckptdoctor.formats.findings import bad_crc
 from ckptdoctor.formats.lazy import LazySpecs
 from ckptdoctor.formats.mapping import STEP, can_map, is_local
-from ckptdoctor.formats.parallel import in_threads
+from ckptdoctor.formats.parallel import in_threads, together
 from ckptdoctor.formats.spans import Span, span_of, whole_spans
 from ckptdoctor.formats.views import element_size
 from ckptdoctor.formats.whole import Whole, whole_tensors
@@ -109,7 +109,7 @@ class TensorReader:
         due = [(s, ref) for s, ref in refs.items() if ref.crc is not None]
         for _, ref in due:  # opened here: `Files` is not made for several threads
             self._files.mapped(ref.file)
-        parts = list(_parts(due))
+        parts = list(together(due, lambda one: one[1].nbytes, STEP))
         for part, fits in zip(
             parts, in_threads(self._all_fit, parts, sum(r.nbytes for _, r in due)), strict=True
         ):
@@ -333,19 +333,6 @@ def model_reader(
     known = [is_local(path) for path in archive.files]
     mapped = not private and all(known) if lasting else False not in known
     return TensorReader(archive, state_dict, check_crc=check_crc, mapped=mapped)
-
-
-def _parts(due: list[tuple[str, StorageRef]]) -> Iterator[list[tuple[str, StorageRef]]]:
-    """Storages that follow each other, at least `STEP` bytes together: one is too little for a thread."""
-    part, nbytes = [], 0
-    for one in due:
-        part.append(one)
-        nbytes += one[1].nbytes
-        if nbytes >= STEP:
-            yield part
-            part, nbytes = [], 0
-    if part:
-        yield part
 
 
 @cache

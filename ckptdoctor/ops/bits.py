@@ -6,12 +6,12 @@ import ctypes
 import os
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PIECE = 24 << 10  # values that are copied and compared; torch starts no threads for so few
+PIECE = 256 << 10  # bytes that are copied and compared: small enough to stay in the processor's cache
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -34,18 +34,44 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 def copied(into: Tensor, value: Tensor) -> bool:
     """Copy; whether every bit arrived. Plain memory is compared while the processor's cache still has it."""
-    plain = into.dtype == value.dtype and into.shape == value.shape and _plain(into) and _plain(value)
-    if not plain:
-        into.copy_(value)
-        return same_bits(into, value if value.dtype == into.dtype else value.to(into.dtype))
-    if into.numel() <= PIECE:
-        into.copy_(value)
-        return _same_bytes(into, value)
-    same, x, y = True, into.view(-1), value.view(-1)
-    for at in range(0, x.numel(), PIECE):
-        part, due = x[at : at + PIECE], y[at : at + PIECE]
-        part.copy_(due)
-        same = _same_bytes(part, due) and same
+    job = begun(into, value)
+    if job is not None:
+        return copied_bytes(job)
+    into.copy_(value)
+    return same_bits(into, value if value.dtype == into.dtype else value.to(into.dtype))
+
+
+class Copy(NamedTuple):
+    """Bytes that are to be copied, as addresses."""
+
+    into: int
+    source: int
+    nbytes: int
+
+
+def begun(into: Tensor, value: Tensor) -> Copy | None:
+    """What :func:`copied_bytes` has to copy, in any thread; None where torch has to do it, or can as well.
+
+    The first value is copied here, which tells autograd that the tensor was written to.
+    """
+    nbytes = into.numel() * into.itemsize
+    if nbytes <= PIECE or into.dtype != value.dtype or into.shape != value.shape:
+        return None
+    if not (_plain(into) and _plain(value)):
+        return None
+    into.view(-1)[:1].copy_(value.view(-1)[:1])
+    return Copy(into.data_ptr(), value.data_ptr(), nbytes)
+
+
+def copied_bytes(job: Copy) -> bool:
+    """Copy a piece and compare it; whether all arrived. Other threads may run meanwhile."""
+    copy, compare = _memory()
+    into, source, nbytes = job
+    same = True
+    for at in range(0, nbytes, PIECE):
+        count = min(PIECE, nbytes - at)
+        copy(into + at, source + at, count)
+        same = not compare(into + at, source + at, count) and same
     return same
 
 
@@ -65,17 +91,17 @@ def _plain(tensor: Tensor) -> bool:
 
 def _same_bytes(a: Tensor, b: Tensor) -> bool:
     """Of two plain tensors of one shape and dtype."""
-    return not _memcmp()(a.data_ptr(), b.data_ptr(), a.numel() * a.itemsize)
+    return not _memory()[1](a.data_ptr(), b.data_ptr(), a.numel() * a.itemsize)
 
 
 @cache
-def _memcmp() -> Callable[[int, int, int], int]:
-    """C's own: four times as fast as ``torch.equal``."""
+def _memory() -> tuple[Callable[[int, int, int], int], Callable[[int, int, int], int]]:
+    """C's own memmove and memcmp; the latter is four times as fast as ``torch.equal``."""
     library = ctypes.CDLL("msvcrt" if os.name == "nt" else None)
-    compare = library.memcmp
-    compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-    compare.restype = ctypes.c_int
-    return compare
+    for function in (library.memmove, library.memcmp):
+        function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    library.memmove.restype, library.memcmp.restype = ctypes.c_void_p, ctypes.c_int
+    return library.memmove, library.memcmp
 
 
 def dense(tensor: Tensor) -> Tensor:

@@ -216,6 +216,16 @@ def test_a_training_status_is_read_by_columns(tmp_path: Path) -> None:
     assert told(archive) == told(read(tmp_path / "last.pth", one_by_one))
 
 
+def test_tensors_without_dimensions_are_in_the_runs(tmp_path: Path) -> None:
+    """Their sizes are the one thing in a record that is not put into the memo."""
+    torch.save(nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(60))).state_dict(), tmp_path / "norms.pth")
+    pickle, _ = parts(tmp_path / "norms.pth")
+    scan = Scan(window_of_bytes(pickle))
+    scan.run()
+    assert scan.runs is not None and [len(run.keys) > 260 for run in scan.runs] == [True]
+    assert_alike(tmp_path / "norms.pth")
+
+
 def parts(path: Path) -> tuple[bytes, dict[str, bytes]]:
     """data.pkl, and all other members."""
     with zipfile.ZipFile(path) as file:
