@@ -77,8 +77,9 @@ def _copied(pending: Pending, compare: bool) -> list[str]:
     differing = []
     for key, tensor in pending.tensors.items():
         memory = tensor.detach()  # the same memory without autograd, whose modes are then left alone
+        value = pending.values[key]
         if not compare:
-            memory.copy_(pending.values[key])
-        elif not copied(memory, pending.cast(key)):
+            memory.copy_(value)
+        elif not copied(memory, value if value.dtype == memory.dtype else pending.cast(key)):
             differing.append(key)
     return differing
