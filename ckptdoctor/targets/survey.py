@@ -7,7 +7,7 @@ looked at by columns, since a model has many of them and few kinds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import count
@@ -69,14 +69,16 @@ class Columns:
 class Survey:
     """A live model as one walk found it; valid until something touches the model.
 
-    ``visited`` has every path, so a shared module several times. ``state`` is ``model.state_dict()`` with
-    the model's own tensors, ``tables`` what ``nn.Module`` puts into it, ``buffers`` those keys of it that are
-    buffers, and ``hidden`` the buffers that are not in it. ``plain`` says that no code of the model has a
-    part in its state dict, which then is ``tables``; ``loads`` that none has in loading it, either.
+    ``visited`` has every path, so a shared module several times; ``classes`` are theirs. ``state`` is
+    ``model.state_dict()`` with the model's own tensors, ``tables`` what ``nn.Module`` puts into it,
+    ``buffers`` those keys of it that are buffers, and ``hidden`` the buffers that are not in it. ``plain``
+    says that no code of the model has a part in its state dict, which then is ``tables``; ``loads`` that
+    none has in loading it, either.
     """
 
     model: nn.Module
     visited: Visited
+    classes: Collection[type[nn.Module]]
     state: Mapping[Any, Any]
     tables: Mapping[str, Tensor]
     hidden: Mapping[str, Tensor]
@@ -129,7 +131,9 @@ def survey(model: nn.Module) -> Survey:
         hidden = {k: t for k, t in hidden.items() if k not in state}
     if walk.endless:
         raise _endless(walk.endless)
-    return Survey(model, walk.visited, state, walk.tables, hidden, frozenset(walk.buffers), plain, loads)
+    return Survey(
+        model, walk.visited, walk.classes, state, walk.tables, hidden, frozenset(walk.buffers), plain, loads
+    )
 
 
 class _Walk:
