@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ckptdoctor.errors import ApplyError, ReadError, VerifyError
-from ckptdoctor.ops.bits import copied
+from ckptdoctor.ops.bits import all_copied, copied
 from ckptdoctor.receipt import listing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ATTEMPTS = 2
+FEW = 64  # tensors at a time
 MIXED = "the model holds neither its old nor its new values, build it again"
 
 
@@ -74,12 +75,18 @@ def commit(pending: Pending, *, compare: bool, unchanged: Callable[[], None]) ->
 
 def _copied(pending: Pending, compare: bool) -> list[str]:
     """Copies all; the keys whose tensors do not hold their values then."""
-    differing = []
-    for key, tensor in pending.tensors.items():
-        memory = tensor.detach()  # the same memory without autograd, whose modes are then left alone
-        value = pending.values[key]
+    keys, differing = list(pending.tensors), []
+    for at in range(0, len(keys), FEW):
+        part = keys[at : at + FEW]
+        # The same memory without autograd, whose modes are then left alone.
+        memory = [pending.tensors[key].detach() for key in part]
+        values = [pending.values[key] for key in part]
         if not compare:
-            memory.copy_(value)
-        elif not copied(memory, value if value.dtype == memory.dtype else pending.cast(key)):
-            differing.append(key)
+            for tensor, value in zip(memory, values, strict=True):
+                tensor.copy_(value)
+            continue
+        same = all_copied(memory, values)
+        if same is None:  # each by itself, with its cast
+            same = [copied(tensor, pending.cast(key)) for key, tensor in zip(part, memory, strict=True)]
+        differing += [key for key, arrived in zip(part, same, strict=True) if not arrived]
     return differing
