@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from ckptdoctor.errors import ApplyError, ReadError, VerifyError
 from ckptdoctor.formats.parallel import in_threads, together
-from ckptdoctor.ops.bits import Copy, begun, copied, copied_bytes
+from ckptdoctor.ops.bits import Copy, all_copied, begun, copied, copied_bytes
 from ckptdoctor.receipt import listing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ATTEMPTS = 2
+FEW = 64  # small tensors at a time
 SHARE = 4 << 20  # bytes that one thread copies before it takes the next
 MIXED = "the model holds neither its old nor its new values, build it again"
 
@@ -77,23 +78,35 @@ def commit(pending: Pending, *, compare: bool, unchanged: Callable[[], None]) ->
 
 def _copied(pending: Pending, compare: bool, alone: bool) -> list[str]:
     """Copies all; the keys whose tensors do not hold their values then. ``alone``: in this thread only."""
-    differing: set[str] = set()
+    keys, differing = list(pending.tensors), set[str]()
     due: dict[str, Copy] = {}
-    for key, tensor in pending.tensors.items():
-        memory = tensor.detach()  # the same memory without autograd, whose modes are then left alone
-        value = pending.values[key]
+    for at in range(0, len(keys), FEW):
+        part = keys[at : at + FEW]
+        # The same memory without autograd, whose modes are then left alone.
+        memory = [pending.tensors[key].detach() for key in part]
+        values = [pending.values[key] for key in part]
         if not compare:
-            memory.copy_(value)
-        elif (job := begun(memory, value)) is not None:
-            due[key] = job
-        elif not copied(memory, value if value.dtype == memory.dtype else pending.cast(key)):
-            differing.add(key)
+            for tensor, value in zip(memory, values, strict=True):
+                tensor.copy_(value)
+        elif (same := all_copied(memory, values)) is not None:
+            differing.update(key for key, arrived in zip(part, same, strict=True) if not arrived)
+        else:
+            differing.update(k for k, m in zip(part, memory, strict=True) if not _begun(pending, k, m, due))
     shares = [(key, share) for key, job in due.items() for share in _shares(job)]
     total = sum(job.nbytes for job in due.values())
     parts = list(together(shares, lambda one: one[1].nbytes, SHARE))
     work = map(_all, parts) if alone or _overlap(due.values()) else in_threads(_all, parts, total)
     differing.update(key for keys in work for key in keys)
-    return [key for key in pending.tensors if key in differing]
+    return [key for key in keys if key in differing]
+
+
+def _begun(pending: Pending, key: str, memory: Tensor, due: dict[str, Copy]) -> bool:
+    """Copy one, or note that it is ``due``; False where it did not arrive."""
+    job = begun(memory, pending.values[key])
+    if job is None:
+        return copied(memory, pending.cast(key))
+    due[key] = job
+    return True
 
 
 def _all(part: list[tuple[str, Copy]]) -> list[str]:

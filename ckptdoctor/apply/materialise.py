@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import getweakrefcount
 
 from ckptdoctor.apply.transaction import Transaction, uninterrupted
 from ckptdoctor.targets.survey import Survey, plain_types
@@ -82,27 +82,21 @@ def _restore(pairs: Pairs) -> None:
             _swap(old, new)
 
 
-def _swap(a: Tensor, b: Tensor) -> None:
-    """What ``torch.utils.swap_tensors`` does. Of two plain tensors with the same class and attributes, that
-    nothing else refers to, only the memory differs.
+def _swap(old: Any, new: Any) -> None:
+    """What ``torch.utils.swap_tensors`` does. ``new`` is ours and has the same class and attributes; where
+    neither a weak reference nor a graph of torch knows of ``old``, only the memory differs.
     """
     import torch
 
-    if type(a) is type(b) and _lonely(a) and _lonely(b):
-        torch._C._swap_tensor_impl(a, b)
-        return
-    swap: Callable[[Tensor, Tensor], None] = torch.utils.swap_tensors
-    swap(a, b)
+    if type(old) in plain_types() and not getweakrefcount(old) and _use_count(old) == 1:
+        torch._C._swap_tensor_impl(old, new)
+    else:
+        torch.utils.swap_tensors(old, new)  # type: ignore[no-untyped-call]
 
 
-def _lonely(tensor: Any) -> bool:
-    """Whether it is nothing but memory, and neither a weak reference nor a graph of torch knows of it."""
-    return (
-        type(tensor) in plain_types()
-        and not weakref.getweakrefcount(tensor)
-        and hasattr(tensor, "_use_count")  # not in old versions of torch
-        and tensor._use_count() == 1
-    )
+def _use_count(tensor: Any) -> int:
+    count: int = tensor._use_count() if hasattr(tensor, "_use_count") else 0  # not in old versions of torch
+    return count
 
 
 def _replace(model: nn.Module, old: Tensor, new: Tensor) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from operator import attrgetter, not_
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+SMALL = 1 << 10  # bytes of a tensor that is compared together with others
 PIECE = 256 << 10  # bytes that are copied and compared: small enough to stay in the processor's cache
 
 
@@ -73,6 +75,37 @@ def copied_bytes(job: Copy) -> bool:
         copy(into + at, source + at, count)
         same = not compare(into + at, source + at, count) and same
     return same
+
+
+def all_copied(into: Sequence[Tensor], values: Sequence[Tensor]) -> list[bool] | None:
+    """:func:`copied` of each pair, of a few small plain ones: all are copied, and then compared.
+
+    None, and nothing is done, where one is not so.
+    """
+    found = _small(into, values)
+    if found is None:
+        return None
+    for tensor, value in zip(into, values, strict=True):
+        tensor.copy_(value)
+    return list(map(not_, map(_memory()[1], *found)))
+
+
+def _small(into: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[list[int], list[int], list[int]] | None:
+    """Addresses and bytes, where all are small and plain, and each pair of one shape and dtype; else None."""
+    import torch
+
+    tensor, both, kind = torch.Tensor, [*into, *values], attrgetter("shape", "dtype")
+    flags = attrgetter("is_cpu", "layout", "is_quantized")
+    if set(map(type, both)) != {tensor} or set(map(flags, both)) != {(True, torch.strided, False)}:
+        return None
+    sizes = list(map(attrgetter("nbytes"), both))
+    if max(sizes) > SMALL or 0 in sizes or list(map(kind, into)) != list(map(kind, values)):
+        return None
+    flagged = any(map(tensor.is_conj, both)) or any(map(tensor.is_neg, both))
+    if flagged or not all(map(tensor.is_contiguous, both)):
+        return None
+    places = list(map(tensor.data_ptr, both))
+    return None if 0 in places else (places[: len(into)], places[len(into) :], sizes[: len(into)])
 
 
 def _plain(tensor: Tensor) -> bool:

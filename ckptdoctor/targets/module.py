@@ -52,24 +52,26 @@ def tree_of(found: Survey) -> ParamTree:
     """The tree of a model that was walked just now; raises as :func:`snapshot`."""
     _refuse_lazy(found)
     specs = _specs(found.columns, _kinds(found))
-    names = _class_names(found.visited)
+    names = _class_names(found)
+    others = () if found.plain else found.state.keys() - found.tensors.keys()
     return ParamTree(
         specs=dict(zip(found.tensors, specs, strict=False)),  # those of the hidden ones stand behind
         ordered=True,
         modules=_visible(names, found.tensors),
         versions=_versions(found),
-        extra={str(k): describe(v) for k, v in found.state.items() if k not in found.tensors},
+        extra={str(k): describe(v) for k, v in found.state.items() if k in others},
         transient=dict(zip(found.hidden, specs[len(found.tensors) :], strict=True)),
         renamed=_renamed(found.visited),
         facts=_facts(found.visited, names),
     )
 
 
-def _class_names(visited: Visited) -> dict[str, str]:
+def _class_names(found: Survey) -> dict[str, str]:
     """By path."""
-    classes = {type(module) for _, module in visited}
-    known = {cls: cls.__name__ for cls in classes if not hasattr(cls, "original_name")}
-    return {path: known.get(type(module)) or class_name(module) for path, module in visited}
+    known = {cls: cls.__name__ for cls in found.classes if not hasattr(cls, "original_name")}
+    if len(known) < len(found.classes):
+        return {path: class_name(module) for path, module in found.visited}
+    return {path: known[type(module)] for path, module in found.visited}
 
 
 def _facts(visited: Visited, names: Mapping[str, str]) -> tuple[Fact, ...]:
@@ -81,14 +83,11 @@ def _facts(visited: Visited, names: Mapping[str, str]) -> tuple[Fact, ...]:
     found = [*facts_of(vars(visited[0][1]), "the model's attributes")]
     layers: list[Fact] = []
     attention = {name for name in set(names.values()) if "att" in name.lower()}
+    for path, module in visited if attention else ():
+        if path and names[path] in attention:
+            layers += facts_of(vars(module), "the model's attributes")
     configs: dict[int, Mapping[str, Any]] = {}
-    for path, module in visited:
-        own = vars(module)
-        if names[path] in attention and path:
-            layers += facts_of(own, "the model's attributes")
-        config = own.get("config")
-        if config is None:
-            continue
+    for config in [vars(module)["config"] for _, module in visited if "config" in vars(module)]:
         entries = config if isinstance(config, Mapping) else getattr(config, "__dict__", None)
         if isinstance(entries, Mapping):
             # transformers keeps this one on the class.
@@ -101,12 +100,10 @@ def _facts(visited: Visited, names: Mapping[str, str]) -> tuple[Fact, ...]:
 def _renamed(visited: Visited) -> dict[str, str]:
     """What modules declare in ``ckptdoctor_renamed_from = {"new": "old"}``, relative to themselves."""
     found: dict[str, str] = {}
-    classes = {type(module) for _, module in visited}
-    by_class = {cls: vars(cls)[RENAMED] for cls in classes if RENAMED in vars(cls)}
     for path, module in visited:
-        if RENAMED not in vars(module) and type(module) not in by_class:
+        if RENAMED not in vars(module) and RENAMED not in vars(type(module)):
             continue
-        declared = by_class.get(type(module)) or vars(module).get(RENAMED)
+        declared = vars(type(module)).get(RENAMED) or vars(module).get(RENAMED)
         if declared is None:
             continue
         if not isinstance(declared, Mapping) or not all(
@@ -147,10 +144,9 @@ def _refuse_lazy(found: Survey) -> None:
 
 def _versions(found: Survey) -> dict[str, int]:
     if found.plain:
-        versions: dict[str, Any] = {path: module._version for path, module in found.visited}
-    else:
-        entries = {str(k): entry for k, entry in found.metadata.items() if isinstance(entry, Mapping)}
-        versions = {path: entry.get("version") for path, entry in entries.items()}
+        return {path: v for path, m in found.visited if isinstance(v := m._version, int)}
+    entries = {str(k): entry for k, entry in found.metadata.items() if isinstance(entry, Mapping)}
+    versions = {path: entry.get("version") for path, entry in entries.items()}
     return {path: version for path, version in versions.items() if isinstance(version, int)}
 
 

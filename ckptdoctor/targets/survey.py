@@ -7,7 +7,7 @@ looked at by columns, since a model has many of them and few kinds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import count
@@ -69,14 +69,16 @@ class Columns:
 class Survey:
     """A live model as one walk found it; valid until something touches the model.
 
-    ``visited`` has every path, so a shared module several times. ``state`` is ``model.state_dict()`` with
-    the model's own tensors, ``tables`` what ``nn.Module`` puts into it, ``buffers`` those keys of it that are
-    buffers, and ``hidden`` the buffers that are not in it. ``plain`` says that no code of the model has a
-    part in its state dict, which then is ``tables``; ``loads`` that none has in loading it, either.
+    ``visited`` has every path, so a shared module several times; ``classes`` are theirs. ``state`` is
+    ``model.state_dict()`` with the model's own tensors, ``tables`` what ``nn.Module`` puts into it,
+    ``buffers`` those keys of it that are buffers, and ``hidden`` the buffers that are not in it. ``plain``
+    says that no code of the model has a part in its state dict, which then is ``tables``; ``loads`` that
+    none has in loading it, either.
     """
 
     model: nn.Module
     visited: Visited
+    classes: Collection[type[nn.Module]]
     state: Mapping[Any, Any]
     tables: Mapping[str, Tensor]
     hidden: Mapping[str, Tensor]
@@ -119,7 +121,11 @@ class Survey:
 
 def survey(model: nn.Module) -> Survey:
     """Walk a model. Raises :class:`TargetError` where its state dict cannot be made."""
-    walk = _Walk(model)
+    try:
+        walk = _Walk(model)
+    except KeyError:  # a module was made without `nn.Module.__init__`, or keeps its tables elsewhere
+        walk = _Walk(model, _with_tables)
+        walk.saves = walk.loads = False
     plain = walk.saves and _torchs_own() and all(map(_saves_plainly, walk.classes))
     loads = plain and walk.loads and all(map(_loads_plainly, walk.classes))
     state: Mapping[Any, Any] = walk.tables
@@ -129,7 +135,9 @@ def survey(model: nn.Module) -> Survey:
         hidden = {k: t for k, t in hidden.items() if k not in state}
     if walk.endless:
         raise _endless(walk.endless)
-    return Survey(model, walk.visited, state, walk.tables, hidden, frozenset(walk.buffers), plain, loads)
+    return Survey(
+        model, walk.visited, walk.classes, state, walk.tables, hidden, frozenset(walk.buffers), plain, loads
+    )
 
 
 class _Walk:
@@ -140,7 +148,7 @@ class _Walk:
     loop: a model has as many modules as tensors, and each costs more than a tensor.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, entries: Callable[[Any], Mapping[str, Any]] = vars) -> None:
         self.visited: list[tuple[str, nn.Module]] = []
         self.classes: set[type[nn.Module]] = set()
         self.tables: dict[str, Tensor] = {}
@@ -152,7 +160,7 @@ class _Walk:
         stack = [("", model, 0)]
         while stack:
             path, module, depth = stack.pop()
-            own = vars(module)
+            own = entries(module)
             visited.append((path, module))
             classes.add(type(module))
             if (
@@ -196,6 +204,13 @@ class _Walk:
             elif tensor is not None:
                 self.tables[dot + name] = tensor
                 self.buffers.append(dot + name)
+
+
+def _with_tables(module: nn.Module) -> Mapping[str, Any]:
+    """``vars(module)``, with its hooks and tables also where they are no entries of it, or are not at all."""
+    hooks = (f"{name}_hooks" for name in ("_state_dict", "_state_dict_pre", "_load_state_dict_pre"))
+    names = (*hooks, "_load_state_dict_post_hooks", "_parameters", "_buffers", "_modules")
+    return {**vars(module), **{name: getattr(module, name, {}) for name in names}}
 
 
 def _endless(path: str) -> TargetError:

@@ -38,9 +38,6 @@ class Fills(Protocol):
 
 def replayed(key: str, fill: Fill, reader: Reader, found: Tensor, casts: Casts) -> Iterator[str]:
     """What is wrong with ``found`` for ``key``; its cast goes into ``casts``."""
-    if not fill.ops and len(fill.sources) == 1 and _is_there(reader, fill.sources[0], found):
-        casts[key] = (dtype_name(found.dtype), "lossless")
-        return
     made = _made(key, fill, reader)
     if made.dtype == found.dtype and made.device == found.device:
         due = made
@@ -53,12 +50,6 @@ def replayed(key: str, fill: Fill, reader: Reader, found: Tensor, casts: Casts) 
         yield f"{quoted(key)} is not `{chain}` of {listing(fill.sources)}: {_difference(found, due)}"
         return
     casts[key] = (dtype_name(made.dtype), classify(made, found))
-
-
-def _is_there(reader: Reader, source: str, found: Tensor) -> bool:
-    """Whether it is the reader's own memory of that key, so that there is nothing to compare."""
-    asked: Callable[[str, Tensor], bool] | None = getattr(reader, "holds", None)
-    return asked is not None and asked(source, found)
 
 
 @cache
@@ -94,12 +85,11 @@ def lossy_casts(casts: Mapping[str, tuple[str, CastClass]], accept: Collection[s
         "truncation": "fractions or imaginary parts were cut off",
         "payload": "8-bit or packed codes mean nothing without their scales",
     }
-    lost = {cast for _, cast in casts.values()}.difference(HARMLESS, accept)
+    found = {name for _, name in casts.values()}
     for name in CAST_CLASSES:
-        if name in lost:
-            keys = [key for key, (_, found) in casts.items() if found == name]
-            if keys:
-                yield f"the cast of {listing(keys)} loses values: {why[name]}; --accept {name} allows it"
+        if name in found and name not in HARMLESS and name not in accept:
+            keys = [key for key, (_, what) in casts.items() if what == name]
+            yield f"the cast of {listing(keys)} loses values: {why[name]}; --accept {name} allows it"
 
 
 def words(problems: Sequence[str], state: str) -> str:

@@ -74,11 +74,38 @@ def test_large_tensors_are_copied_to_the_last_value(dtype: torch.dtype, more: in
         assert not bits.same_bits(other, value)
 
 
+@given(st.lists(st.tuples(SHAPES, st.sampled_from(DTYPES), LAYOUTS, LAYOUTS), min_size=1, max_size=5))
+def test_law_a_few_are_copied_together_or_left_alone(pairs) -> None:
+    values = [laid_out(drawn(shape, dtype, 7), right) for shape, dtype, _, right in pairs]
+    into = [laid_out(torch.zeros(shape, dtype=dtype), left) for shape, dtype, left, _ in pairs]
+    before = [as_bytes(tensor) for tensor in into]
+    found = bits.all_copied(into, values)
+    plain = {left == right == "plain" and 0 not in shape for shape, _, left, right in pairs}
+    assert found == [True] * len(pairs) or plain != {True}
+    assert [as_bytes(tensor) for tensor in into] == ([as_bytes(v) for v in values] if found else before)
+    more = [*values, torch.zeros(bits.SMALL)], [*into, torch.zeros(bits.SMALL)]
+    assert bits.all_copied(*more) is None, "one is large"
+
+
+def test_others_than_plain_ones_are_not_copied_together() -> None:
+    value = torch.ones(2, dtype=torch.complex64)
+    odd = [value.conj(), value.conj().imag, torch.ones(2).to_sparse(), torch.ones(2, device="meta")]
+    odd += [torch.nn.Parameter(torch.ones(2)), torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)]
+    for tensor in odd:
+        plain = torch.zeros(2, dtype=torch.float32 if tensor.is_quantized else tensor.dtype)
+        assert bits.all_copied([plain], [tensor]) is None
+        assert bits.all_copied([tensor], [plain]) is None
+        assert bits.all_copied([tensor], [tensor]) is None
+    assert bits.all_copied([torch.zeros(2)], [torch.ones(2, dtype=torch.int32)]) is None, "another dtype"
+    assert bits.all_copied([torch.zeros(2)], [torch.ones(1, 2)]) is None, "another shape"
+
+
 def test_a_value_that_does_not_arrive_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.Tensor.copy_
     monkeypatch.setattr(torch.Tensor, "copy_", lambda into, value: real(into, value)[:1].add_(1))
     for size in (4, bits.PIECE * 2):
         assert not bits.copied(torch.zeros(size), torch.ones(size))
+    assert bits.all_copied([torch.zeros(4), torch.zeros(3)], [torch.ones(4), torch.ones(3)]) == [False, False]
 
 
 def test_other_kinds_of_memory() -> None:
