@@ -94,12 +94,11 @@ def lossy_casts(casts: Mapping[str, tuple[str, CastClass]], accept: Collection[s
         "truncation": "fractions or imaginary parts were cut off",
         "payload": "8-bit or packed codes mean nothing without their scales",
     }
-    lost = {cast for _, cast in casts.values()}.difference(HARMLESS, accept)
+    found = {name for _, name in casts.values()}
     for name in CAST_CLASSES:
-        if name in lost:
-            keys = [key for key, (_, found) in casts.items() if found == name]
-            if keys:
-                yield f"the cast of {listing(keys)} loses values: {why[name]}; --accept {name} allows it"
+        if name in found and name not in HARMLESS and name not in accept:
+            keys = [key for key, (_, what) in casts.items() if what == name]
+            yield f"the cast of {listing(keys)} loses values: {why[name]}; --accept {name} allows it"
 
 
 def words(problems: Sequence[str], state: str) -> str:
