@@ -229,7 +229,8 @@ def columns_of(specs: Mapping[str, TensorSpec], keys: list[str]) -> tuple[list[T
     return found, [spec.storage for spec in found]
 
 
-def forms_of(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each by key."""
+def forms_of(specs: Mapping[str, TensorSpec]) -> tuple[list[str], list[tuple[int, ...]], list[str]]:
+    """Keys, shapes and dtypes."""
     keys = list(specs)
-    return dict(zip(keys, [(s.shape, s.dtype) for s in columns_of(specs, keys)[0]], strict=True))
+    kinds, _ = columns_of(specs, keys)
+    return keys, [kind.shape for kind in kinds], [kind.dtype for kind in kinds]

@@ -7,8 +7,9 @@ N bytes of UTF-8 JSON; then one buffer that the tensors fill without gaps or ove
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptdoctor.errors import CorruptCheckpointError
 from ckptdoctor.formats.base import Archive, StateDict, StorageRef
@@ -16,10 +17,14 @@ from ckptdoctor.formats.source import FileSource, corrupt
 from ckptdoctor.formats.words import show
 from ckptdoctor.trees import ParamTree, TensorSpec
 
+if TYPE_CHECKING:
+    from ckptdoctor.formats.lazy import LazySpecs, LazyStorages
+
 LARGEST_HEADER = 100_000_000  # the format's own limit
 METADATA = "__metadata__"
 FIELDS = frozenset({"dtype", "shape", "data_offsets"})
 MOST_DIMENSIONS = 256
+SHORT = 1 << 12  # characters of a header that is not worth to be read by columns
 
 # safetensors dtype -> torch dtype, bits per element
 DTYPES = {
@@ -40,20 +45,54 @@ class _DuplicateKeyError(ValueError):
 
 def open_safetensors(source: FileSource) -> Archive:
     """Read a safetensors file; raises CorruptCheckpointError naming the tensor that breaks a rule."""
-    header, start = _header(source)
+    text, start = _text(source)
+    rows = _rows(source, text, start) if len(text) > SHORT else None
+    if rows is not None:
+        return _archive(source, *rows)
+    header = _parsed(source, text)
     metadata = header.pop(METADATA, {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise corrupt(source.path, "its __metadata__ is no mapping of strings to strings", ADVICE)
     specs: dict[str, TensorSpec] = {}
     storages: dict[str, StorageRef] = {}
     spans: list[tuple[int, int, str]] = []
     tensors = _Tensors(source.path)
+    if not _is_metadata(metadata):
+        raise corrupt(source.path, "its __metadata__ is no mapping of strings to strings", ADVICE)
     for key, info in header.items():
         spec, begin, end = tensors.spec(key, info)
         specs[key] = spec
         spans.append((begin, end, key))
         storages[key] = StorageRef(source.path, start + begin, end - begin, spec.dtype, "cpu")
     _check_spans(source, start, spans)
+    return _archive(source, specs, storages, metadata)
+
+
+def _is_metadata(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+
+
+def _rows(
+    source: FileSource, text: str, start: int
+) -> tuple[LazySpecs, LazyStorages, Mapping[str, str]] | None:
+    """The header by columns; None where it has to be parsed, or there is something to say about it."""
+    from ckptdoctor.formats.safetensors_rows import read_rows
+
+    tensors = _Tensors(source.path)
+    try:
+        rows = read_rows(text, source.path, start, lambda dtype, sizes: tensors.form("", dtype, sizes))
+        metadata = _parsed(source, rows.metadata) if rows is not None else None
+    except CorruptCheckpointError:
+        return None
+    if rows is None or not _is_metadata(metadata) or start + rows.storages.sizes.total != source.size:
+        return None
+    return rows.specs, rows.storages, metadata or {}
+
+
+def _archive(
+    source: FileSource,
+    specs: Mapping[str, TensorSpec],
+    storages: Mapping[str, StorageRef],
+    metadata: Mapping[str, str],
+) -> Archive:
     hints = {k: show(v, 200) for k, v in metadata.items() if k != "format"}
     if "format" in metadata:
         hints["format"] = show(metadata["format"], 20)
@@ -70,13 +109,21 @@ def open_safetensors(source: FileSource) -> Archive:
     )
 
 
-def _header(source: FileSource) -> tuple[dict[str, Any], int]:
+def _text(source: FileSource) -> tuple[str, int]:
+    """The header, and where the tensors begin."""
     length = int.from_bytes(source.exactly(0, 8, "the header length"), "little")
     if length > LARGEST_HEADER:
         raise corrupt(source.path, f"its header of {length} bytes is larger than the format allows", ADVICE)
     raw = source.exactly(8, length, "the safetensors header")
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        return raw.decode("utf-8"), 8 + length
+    except UnicodeError:
+        raise corrupt(source.path, "its header is not UTF-8", ADVICE) from None
+
+
+def _parsed(source: FileSource, text: str) -> dict[str, Any]:
+    try:
+        header = json.loads(text, object_pairs_hook=_no_duplicates)
         "".join(header).encode()  # an escaped half of a surrogate pair is no text
     except _DuplicateKeyError as error:
         raise corrupt(source.path, f"its header names {show(error)} twice", ADVICE) from None
@@ -86,7 +133,7 @@ def _header(source: FileSource) -> tuple[dict[str, Any], int]:
         raise corrupt(source.path, f"its header is no JSON ({show(error, 100)})", ADVICE) from None
     if not isinstance(header, dict):
         raise corrupt(source.path, "its header is no JSON object", ADVICE)
-    return header, 8 + length
+    return header
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -121,12 +168,13 @@ class _Tensors:
         begin, end = offsets
         if type(begin) is not int or type(end) is not int or begin < 0:
             raise _bad(self.path, key, "has data_offsets that are no whole numbers")
-        shape, dtype, needed = self._form(key, info["dtype"], info["shape"])
+        shape, dtype, needed = self.form(key, info["dtype"], info["shape"])
         if end - begin != needed:
             raise _bad(self.path, key, f"needs {needed} bytes and has {end - begin}")
         return TensorSpec(shape, dtype, storage=key, storage_bytes=needed), begin, end
 
-    def _form(self, key: str, dtype: Any, shape: Any) -> tuple[tuple[int, ...], str, int]:
+    def form(self, key: str, dtype: Any, shape: Any) -> tuple[tuple[int, ...], str, int]:
+        """The shape and dtype as torch has them, and the bytes of a tensor."""
         if type(dtype) is not str or type(shape) is not list or not all(type(n) is int for n in shape):
             raise _bad(self.path, key, "has a dtype that is no word, or a shape that is no list of sizes")
         form = (dtype, *shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import repeat
 from typing import NamedTuple
 
@@ -50,4 +51,5 @@ def whole_spans(
     nbytes = {number: spec.nbytes for number, spec in kinds.items()}
     if list(sizes) != list(map(nbytes.__getitem__, map(id, found))):
         return None
-    return list(map(Span, repeat(storages.file), offsets, sums or repeat(None), repeat(True), names))
+    rows = zip(repeat(storages.file), offsets, sums or repeat(None), repeat(True), names, strict=False)
+    return list(map(partial(tuple.__new__, Span), rows))  # what Span(*row) does, without its arguments

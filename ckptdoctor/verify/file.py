@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ckptdoctor.formats.tensors import TensorReader
     from ckptdoctor.trees import ParamTree
 
-Forms = Mapping[str, tuple[tuple[int, ...], str]]  # key -> shape and dtype
+Forms = tuple[list[str], list[tuple[int, ...]], list[str]]  # keys, shapes and dtypes
 TOLD = 64 << 20  # bytes that are compared before somebody is told
 
 
@@ -54,19 +54,21 @@ def verify_file(
     there = forms_of(tree.specs)
     problems = [*_specs(there, forms_of(target.specs))]
     pairs = copied(expansion.fills, reader, written, tree) if bits else {}
-    casts: Casts = {key: (there[key][1], "lossless") for key in pairs}
+    lossless: Casts = {dtype: (dtype, "lossless") for dtype in set(there[2])}
+    as_is = dict(zip(there[0], map(lossless.__getitem__, there[2]), strict=True))
+    casts: Casts = {key: as_is[key] for key in pairs}
     tell = on_bytes or _nobody
     problems += [*_differing([*pairs.values()], reader, written, tell)]
     if bits:
         written.check(key for key in tree.specs if key not in pairs or not pairs[key].found.whole)
     for key, fill in expansion.fills.items():
-        if key in pairs or key not in there:
+        if key in pairs or key not in as_is:
             continue
         if bits or fill.cast:
             problems += _one_written(key, fill, reader, written, initial, casts)
             tell(tree[key].nbytes)
         elif fill.kind == "load":
-            casts[key] = (there[key][1], "lossless")
+            casts[key] = as_is[key]
     if bits:
         problems += [
             *_ties(expansion, target, tree, written),
@@ -188,13 +190,16 @@ def _inside(path: Path, envelope: Envelope) -> Mapping[str, Any] | None:
 def _specs(there: Forms, due: Forms) -> Iterator[str]:
     if there == due:
         return
-    missing = [k for k in due if k not in there]
-    extra = [k for k in there if k not in due]
+    found, wanted = (
+        {k: (shape, dtype) for k, shape, dtype in zip(*forms, strict=True)} for forms in (there, due)
+    )
+    missing = [k for k in wanted if k not in found]
+    extra = [k for k in found if k not in wanted]
     if missing:
         yield f"the file lacks {listing(missing)}"
     if extra:
         yield f"the file has {listing(extra)}, which the model has not"
-    for key, (shape, dtype) in due.items():
-        found = there.get(key, (shape, dtype))
-        if found != (shape, dtype):
-            yield f"{quoted(key)} is {found[1]}{list(found[0])}, due {dtype}{list(shape)}"
+    for key, (shape, dtype) in wanted.items():
+        what = found.get(key, (shape, dtype))
+        if what != (shape, dtype):
+            yield f"{quoted(key)} is {what[1]}{list(what[0])}, due {dtype}{list(shape)}"

@@ -28,12 +28,12 @@ def write_cloned(outline: Outline, descriptor: int, files: Files, on_bytes: OnBy
 
     The bytes of tensors are not looked at, so their checksums are not checked.
     """
+    first = next((piece.span for piece in outline.storages.values()), None)
+    if first is None or not can_clone(source := files.descriptor(first.file), descriptor):
+        return False
     spans = [piece.span for piece in outline.storages.values() if piece.span is not None]
     alike = {span.file for span in spans if span.whole and span.crc is not None}
     if len(spans) != len(outline.storages) or len(alike) != 1 or None in [s.crc for s in spans]:
-        return False
-    source = files.descriptor(spans[0].file)
-    if not can_clone(source, descriptor):
         return False
     with FileSource(spans[0].file) as opened:
         found = Directory(opened)
