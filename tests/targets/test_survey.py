@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from torch import nn
 
+from ckptdoctor.errors import TargetError
 from ckptdoctor.targets.survey import columns_of, survey
 from tests.targets.test_module import MODELS, TREES
 
@@ -153,3 +154,33 @@ def test_columns_tell_every_difference_and_memory() -> None:
     assert not columns_of([torch.zeros(2) for _ in range(9)]).shared
     assert not columns_of([torch.zeros(2, device="meta") for _ in range(9)]).shared
     assert not columns_of([]).shared
+
+
+class Bare(nn.Module):
+    def __init__(self) -> None:
+        pass  # the call of super().__init__() was forgotten
+
+
+class Computed(nn.Module):
+    """Keeps no table of its buffers."""
+
+    @property
+    def _buffers(self) -> dict[str, torch.Tensor]:
+        return {"x": torch.ones(2)}
+
+    @_buffers.setter
+    def _buffers(self, value: dict[str, torch.Tensor]) -> None:
+        pass
+
+
+def test_a_module_made_without_its_base_is_named() -> None:
+    outer = nn.Module()
+    outer.part = Bare()
+    for model in (Bare(), outer):
+        with pytest.raises(TargetError, match="state_dict.. raises AttributeError: 'Bare' object has no"):
+            survey(model)
+
+
+def test_tables_may_be_computed() -> None:
+    found = survey(Computed())
+    assert list(found.state) == ["x"] and not found.plain and not found.loads
