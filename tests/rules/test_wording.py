@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from ckptdoctor.align.model import Alignment, Choice, Match, Question, Strip, Unused
@@ -83,7 +81,7 @@ def test_a_transform_names_its_ops_and_both_shapes() -> None:
     ]
     assert found.fix is not None
     assert found.fix.applicability == "safe"
-    (found,) = narrated("CKD302", Alignment({"a": replace(match, status="unsafe")}), model={"a": (3, 2)})
+    (found,) = narrated("CKD302", Alignment({"a": match._replace(status="unsafe")}), model={"a": (3, 2)})
     assert found.fix is not None
     assert found.fix.applicability == "unsafe"
 

@@ -177,7 +177,7 @@ def test_a_module_made_without_its_base_is_named() -> None:
     outer = nn.Module()
     outer.part = Bare()
     for model in (Bare(), outer):
-        with pytest.raises(TargetError, match="state_dict.. raises AttributeError: 'Bare' object has no"):
+        with pytest.raises(TargetError, match="'Bare' object has no attribute"):
             survey(model)
 
 
