@@ -43,11 +43,11 @@ def open_checkpoint(path: str | os.PathLike[str], *, lazy: bool = False) -> Arch
 
 def _filled(archive: Archive) -> Archive:
     """With plain dicts of specs, which whoever looks at all of them needs."""
-    from ckptdoctor.formats.lazy import LazySpecs
+    from ckptdoctor.formats.lazy import LazySpecs, MadeSpecs
 
     with quiet_gc():
         dicts = tuple(
-            replace(sd, tree=replace(sd.tree, specs=dict(sd.tree.specs.items())))
+            replace(sd, tree=replace(sd.tree, specs=MadeSpecs(sd.tree.specs)))
             if isinstance(sd.tree.specs, LazySpecs)
             else sd
             for sd in archive.state_dicts

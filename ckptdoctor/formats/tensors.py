@@ -13,7 +13,7 @@ from ckptdoctor.errors import CorruptCheckpointError, ReadError
 from ckptdoctor.formats.base import Archive, Recipe, StateDict, StorageRef
 from ckptdoctor.formats.blobs import Files, crc_fits, fill, mapped_crc_fits
 from ckptdoctor.formats.findings import bad_crc
-from ckptdoctor.formats.lazy import LazySpecs
+from ckptdoctor.formats.lazy import columns_of
 from ckptdoctor.formats.mapping import STEP, can_map, is_local
 from ckptdoctor.formats.parallel import in_threads, together
 from ckptdoctor.formats.views import element_size
@@ -64,8 +64,9 @@ class TensorReader:
     @cached_property
     def _users(self) -> Counter[str]:
         """How many keys use each storage."""
-        if isinstance(self._specs, LazySpecs) and not self.state_dict.recipes:
-            return Counter(self._specs.storages)
+        columns = columns_of(self._specs)
+        if columns is not None and not self.state_dict.recipes:
+            return Counter(columns.storages)
         return Counter(s for key in self._specs for s in self._storages(key))
 
     @cached_property

@@ -7,7 +7,7 @@ from itertools import repeat
 from typing import NamedTuple
 
 from ckptdoctor.formats.base import Archive, StateDict
-from ckptdoctor.formats.lazy import LazySpecs, LazyStorages
+from ckptdoctor.formats.lazy import LazyStorages, columns_of
 from ckptdoctor.formats.mapping import ALIGNED
 from ckptdoctor.formats.views import element_size
 from ckptdoctor.trees import TensorSpec
@@ -53,8 +53,8 @@ def whole_tensors(
 
 def _rows(archive: Archive, state_dict: StateDict) -> Iterator[_Row]:
     """All keys with their kinds (None for those that are no plain tensors) and storages."""
-    specs, storages = state_dict.tree.specs, archive.storages
-    if isinstance(specs, LazySpecs) and isinstance(storages, LazyStorages) and not state_dict.recipes:
+    specs, storages = columns_of(state_dict.tree.specs), archive.storages
+    if specs is not None and isinstance(storages, LazyStorages) and not state_dict.recipes:
         kinds = {id(spec): _kind(spec) for spec in specs.kinds}
         of = map(kinds.__getitem__, map(id, specs.column))
         same = repeat(storages.file), repeat(storages.byteorder)

@@ -5,7 +5,7 @@ import random
 import struct
 import zipfile
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +28,7 @@ from ckptdoctor.formats.rows import added, any_above
 from ckptdoctor.formats.source import window_of_bytes
 from ckptdoctor.formats.unpickle import Storages
 from ckptdoctor.formats.views import Views
+from ckptdoctor.formats.whole import Whole, whole_tensors
 from ckptdoctor.formats.zip_directory import Directory
 from ckptdoctor.formats.zip_members import Members
 from ckptdoctor.writers import Contents, Piece, write_contents
@@ -69,10 +70,10 @@ def by_templates() -> Iterator[None]:
         yield
 
 
-def read(path: Path, how: Callable[[], Any]) -> Archive | str:
+def read(path: Path, how: Callable[[], Any], lazy: bool = True) -> Archive | str:
     with how():
         try:
-            return open_checkpoint(path, lazy=True)
+            return open_checkpoint(path, lazy=lazy)
         except ReadError as error:
             return type(error).__name__
 
@@ -94,12 +95,19 @@ def told(archive: Archive | str) -> Any:
         archive.facts,
     )
     content = archive.content.value if archive.content is not None else None
-    return dicts, sorted(archive.storages.items()), plain, repr(content)
+    return dicts, sorted(archive.storages.items()), plain, repr(content), whole(archive)
+
+
+def whole(archive: Archive) -> list[dict[str, Whole]]:
+    """The tensors that can be mapped as they are."""
+    users = Counter(spec.storage for sd in archive.state_dicts for spec in sd.tree.specs.values())
+    return [whole_tensors(archive, sd, users, "little") for sd in archive.state_dicts]
 
 
 def assert_alike(path: Path) -> None:
     expected = told(read(path, one_by_one))
     assert told(read(path, by_columns)) == told(read(path, by_templates)) == expected
+    assert told(read(path, by_columns, lazy=False)) == expected
 
 
 def lazily(archive: Archive | str) -> bool:
@@ -187,7 +195,9 @@ def test_a_large_file_is_read_by_columns(big: Path) -> None:
     assert specs["blocks.700.part2.weight"].shape == (2, 3) and "nothing" not in specs
     assert specs == dict(specs) and dict(specs) == specs
     assert told(archive) == told(read(big, one_by_one))
-    assert isinstance(open_checkpoint(big).state_dicts[0].tree.specs, dict)
+    made = open_checkpoint(big).state_dicts[0].tree.specs
+    assert isinstance(made, dict) and made == specs and list(made) == list(specs)
+    assert len(whole(archive)[0]) == 3000
 
 
 def test_a_training_status_is_read_by_columns(tmp_path: Path) -> None:
