@@ -37,22 +37,19 @@ def open_checkpoint(path: str | os.PathLike[str], *, lazy: bool = False) -> Arch
         from ckptdoctor.formats.folders import checkpoint_in
 
         name = checkpoint_in(name)
-    archive = with_facts(open_file(name))
-    return archive if lazy else _filled(archive)
+    return with_facts(open_file(name, lazy=lazy))
 
 
-def _filled(archive: Archive) -> Archive:
-    """With plain dicts of specs, which whoever looks at all of them needs."""
+def _filled(state_dicts: tuple[StateDict, ...]) -> tuple[StateDict, ...]:
+    """With dicts of specs, which whoever looks at all of them needs."""
     from ckptdoctor.formats.lazy import LazySpecs, MadeSpecs
 
-    with quiet_gc():
-        dicts = tuple(
-            replace(sd, tree=replace(sd.tree, specs=MadeSpecs(sd.tree.specs)))
-            if isinstance(sd.tree.specs, LazySpecs)
-            else sd
-            for sd in archive.state_dicts
-        )
-    return replace(archive, state_dicts=dicts)
+    return tuple(
+        replace(sd, tree=replace(sd.tree, specs=MadeSpecs(sd.tree.specs)))
+        if isinstance(sd.tree.specs, LazySpecs)
+        else sd
+        for sd in state_dicts
+    )
 
 
 def deep_check(archive: Archive) -> list[Diagnostic]:
@@ -65,12 +62,13 @@ def deep_check(archive: Archive) -> list[Diagnostic]:
     return check(archive)
 
 
-def open_file(path: str, *, shard: bool = False) -> Archive:
+def open_file(path: str, *, shard: bool = False, lazy: bool = True) -> Archive:
     """`open_checkpoint` for a file, not a folder. A ``shard`` is no index itself (it could lead back)."""
     with quiet_gc(), FileSource(path) as source:
         archive = _open(source, shard)
         source.unchanged()
-        return replace(archive, stamps={**archive.stamps, path: source.stamp})
+        dicts = archive.state_dicts if lazy else _filled(archive.state_dicts)
+        return replace(archive, stamps={**archive.stamps, path: source.stamp}, state_dicts=dicts)
 
 
 @contextmanager
