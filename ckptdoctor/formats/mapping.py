@@ -11,7 +11,8 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from functools import cache, cached_property
+from collections.abc import Callable
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
 
 from ckptdoctor.formats.base import StorageRef
@@ -74,19 +75,20 @@ class FileMap:
         """Where the file begins in memory."""
         import torch
 
-        return self.tensor(torch.uint8, 1, 0).data_ptr()
+        return self.tensor(dtype=torch.uint8, count=1, offset=0).data_ptr()
 
     def storage(self, offset: int, nbytes: int) -> torch.UntypedStorage:
         """The memory of these bytes."""
         import torch
 
-        return self.tensor(torch.uint8, nbytes, offset).untyped_storage()
+        return self.tensor(dtype=torch.uint8, count=nbytes, offset=offset).untyped_storage()
 
-    def tensor(self, dtype: torch.dtype, count: int, offset: int) -> torch.Tensor:
-        """That many values in a row, over a storage of exactly their bytes."""
+    @cached_property
+    def tensor(self) -> Callable[..., torch.Tensor]:
+        """``tensor(dtype=, count=, offset=)``: so many values, over a storage of exactly their bytes."""
         import torch
 
-        return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset)
+        return partial(torch.frombuffer, self._memory)
 
 
 def can_map(ref: StorageRef, itemsize: int, byteorder: str) -> bool:

@@ -200,7 +200,7 @@ class TensorReader:
                 self._check_once(storage, self.archive.storages[storage])
             memory = self._files.mapped(file)
             assert memory is not None
-            row = memory.tensor(self._dtypes[kind.dtype], kind.numel, offset)
+            row = memory.tensor(dtype=self._dtypes[kind.dtype], count=kind.numel, offset=offset)
             return row if len(kind.shape) == 1 else row.view(kind.shape)
         spec, recipe = self._specs[key], self.state_dict.recipes.get(key)
         try:

@@ -5,7 +5,7 @@ import random
 import struct
 import zipfile
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +28,7 @@ from ckptdoctor.formats.rows import added, any_above
 from ckptdoctor.formats.source import window_of_bytes
 from ckptdoctor.formats.unpickle import Storages
 from ckptdoctor.formats.views import Views
+from ckptdoctor.formats.whole import Whole, whole_tensors
 from ckptdoctor.formats.zip_directory import Directory
 from ckptdoctor.formats.zip_members import Members
 from ckptdoctor.trees import ParamTree
@@ -95,7 +96,13 @@ def told(archive: Archive | str) -> Any:
         archive.facts,
     )
     content = archive.content.value if archive.content is not None else None
-    return dicts, sorted(archive.storages.items()), plain, repr(content)
+    return dicts, sorted(archive.storages.items()), plain, repr(content), whole(archive)
+
+
+def whole(archive: Archive) -> list[dict[str, Whole]]:
+    """The tensors that can be mapped as they are."""
+    users = Counter(spec.storage for sd in archive.state_dicts for spec in sd.tree.specs.values())
+    return [whole_tensors(archive, sd, users, "little") for sd in archive.state_dicts]
 
 
 def assert_alike(path: Path) -> None:
@@ -188,6 +195,7 @@ def test_a_large_file_is_read_by_columns(big: Path) -> None:
     assert specs["blocks.700.part2.weight"].shape == (2, 3) and "nothing" not in specs
     assert specs == dict(specs) and dict(specs) == specs
     assert told(archive) == told(read(big, one_by_one))
+    assert len(whole(archive)[0]) == 3000
 
 
 @pytest.mark.parametrize("shared", [False, True])
