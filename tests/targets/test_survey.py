@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from torch import nn
 
+from ckptdoctor.targets import snapshot
 from ckptdoctor.targets.survey import columns_of, survey
 from tests.targets.test_module import MODELS, TREES
 
@@ -153,3 +154,14 @@ def test_columns_tell_every_difference_and_memory() -> None:
     assert not columns_of([torch.zeros(2) for _ in range(9)]).shared
     assert not columns_of([torch.zeros(2, device="meta") for _ in range(9)]).shared
     assert not columns_of([]).shared
+
+
+def test_a_state_dict_may_have_other_keys_than_text() -> None:
+    class Numbered(nn.Linear):
+        def state_dict(self, **kwargs: Any) -> Any:
+            return {1: self.weight, 2: "words"}
+
+    tree = snapshot(Numbered(2, 2))
+    assert list(tree.specs) == ["1"]
+    assert tree["1"].kind == "param"
+    assert tree.extra == {"2": "str, 5 long"}
