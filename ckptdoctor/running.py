@@ -54,11 +54,11 @@ def into_model(
     from ckptdoctor.verify.probe import live_probe
 
     chosen = _chosen(plan, archive)
-    if tree is None:
+    if tree is None or walked is None:
         walked = walk(model)
         tree = tree_of(walked)
     expansion = expand(plan, chosen.tree, tree) if expansion is None else expansion
-    lasting = any(spec.device == "meta" for spec in tree.specs.values())
+    lasting = any(look.device.type == "meta" for look in walked.columns.few)
     reader = model_reader(archive, chosen, lasting=lasting, private=materialise, check_crc=verify)
     if verify or materialise or not lasting:  # else no byte is read
         read_ahead(archive.files)
