@@ -50,12 +50,15 @@ def into_model(
     from ckptdoctor.formats.tensors import model_reader
     from ckptdoctor.loading import apply_to_model
     from ckptdoctor.plan import expand
-    from ckptdoctor.targets import snapshot
+    from ckptdoctor.targets.module import tree_of, walk
     from ckptdoctor.verify.probe import live_probe
 
-    chosen, tree = _chosen(plan, archive), snapshot(model) if tree is None else tree
+    chosen = _chosen(plan, archive)
+    if tree is None or walked is None:
+        walked = walk(model)
+        tree = tree_of(walked)
     expansion = expand(plan, chosen.tree, tree) if expansion is None else expansion
-    lasting = any(spec.device == "meta" for spec in tree.specs.values())
+    lasting = any(look.device.type == "meta" for look in walked.columns.few)
     reader = model_reader(archive, chosen, lasting=lasting, private=materialise, check_crc=verify)
     if verify or materialise or not lasting:  # else no byte is read
         read_ahead(archive.files)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckptdoctor.errors import TargetError
 from ckptdoctor.facts import Fact, agreed, facts_of
 from ckptdoctor.formats import quiet_gc
-from ckptdoctor.formats.lazy import over
+from ckptdoctor.formats.lazy import LazySpecs, over
 from ckptdoctor.targets._text import describe, listing
 from ckptdoctor.targets.survey import Columns, Look, Survey, Visited, class_name, plain_types, survey
 from ckptdoctor.trees import Kind, ParamTree, TensorSpec
@@ -50,17 +50,20 @@ def walk(model: torch.nn.Module) -> Survey:
 
 def tree_of(found: Survey) -> ParamTree:
     """The tree of a model that was walked just now; raises as :func:`snapshot`."""
+    import torch
+
     _refuse_lazy(found)
-    specs = _specs(found.columns, _kinds(found))
+    kinds, storages = _specs(found.columns, _kinds(found))
+    count = len(found.tensors)  # those of the hidden ones stand behind
     names = _class_names(found)
-    others = () if found.plain else found.state.keys() - found.tensors.keys()
+    state = {} if found.plain else found.state
     return ParamTree(
-        specs=dict(zip(found.tensors, specs, strict=False)),  # those of the hidden ones stand behind
+        specs=LazySpecs(list(found.tensors), kinds[:count], storages[:count]),
         ordered=True,
         modules=_visible(names, found.tensors),
         versions=_versions(found),
-        extra={str(k): describe(v) for k, v in found.state.items() if k in others},
-        transient=dict(zip(found.hidden, specs[len(found.tensors) :], strict=True)),
+        extra={str(k): describe(v) for k, v in state.items() if not isinstance(v, torch.Tensor)},
+        transient=dict(zip(found.hidden, map(over, kinds[count:], storages[count:]), strict=True)),
         renamed=_renamed(found.visited),
         facts=_facts(found.visited, names),
     )
@@ -171,13 +174,13 @@ def _kinds(found: Survey) -> list[Kind]:
     return shown + hidden
 
 
-def _specs(columns: Columns, words: Sequence[Kind]) -> list[TensorSpec]:
-    """One for each; storages are numbered in order of appearance, so that the result is stable."""
+def _specs(columns: Columns, words: Sequence[Kind]) -> tuple[list[TensorSpec], list[str]]:
+    """One for all that look alike; and the storages, numbered in order of appearance."""
     numbers = {memory: str(i) for i, memory in enumerate(dict.fromkeys(columns.memories))}
     rows = list(zip(map(id, columns.looks), words, strict=True))
     few = dict(zip(rows, columns.looks, strict=True))
     made = {row: _spec(look, row[1]) for row, look in few.items()}
-    return list(map(over, map(made.__getitem__, rows), map(numbers.__getitem__, columns.memories)))
+    return list(map(made.__getitem__, rows)), list(map(numbers.__getitem__, columns.memories))
 
 
 def _spec(look: Look, word: Kind) -> TensorSpec:

@@ -10,6 +10,7 @@ from hypothesis import given
 from torch import nn
 
 from ckptdoctor.errors import TargetError
+from ckptdoctor.targets import snapshot
 from ckptdoctor.targets.survey import columns_of, survey
 from tests.targets.test_module import MODELS, TREES
 
@@ -184,3 +185,14 @@ def test_a_module_made_without_its_base_is_named() -> None:
 def test_tables_may_be_computed() -> None:
     found = survey(Computed())
     assert list(found.state) == ["x"] and not found.plain and not found.loads
+
+
+def test_a_state_dict_may_have_other_keys_than_text() -> None:
+    class Numbered(nn.Linear):
+        def state_dict(self, **kwargs: Any) -> Any:
+            return {1: self.weight, 2: "words"}
+
+    tree = snapshot(Numbered(2, 2))
+    assert list(tree.specs) == ["1"]
+    assert tree["1"].kind == "param"
+    assert tree.extra == {"2": "str, 5 long"}
