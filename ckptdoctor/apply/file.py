@@ -38,7 +38,7 @@ def file_contents(
 ) -> Contents:
     """The file to write: every key of ``target``, in its order, in its shapes and dtypes.
 
-    What the plan leaves as it is becomes bytes to copy, where the reader can tell them (``span``); all else
+    What the plan leaves as it is becomes bytes to copy, where the reader can tell them (``spans``); all else
     is made when it is written. ``initial`` gives the values that the plan keeps from the model; without it
     only well-known counters can be kept. Tied keys are one piece. Raises :class:`ApplyError`.
     """

@@ -74,11 +74,11 @@ def _rows(
     source: FileSource, text: str, start: int
 ) -> tuple[LazySpecs, LazyStorages, Mapping[str, str]] | None:
     """The header by columns; None where it has to be parsed, or there is something to say about it."""
-    from ckptdoctor.formats.safetensors_rows import read_rows
+    from ckptdoctor.formats.safetensors_columns import read_columns
 
     tensors = _Tensors(source.path)
     try:
-        rows = read_rows(text, source.path, start, lambda dtype, sizes: tensors.form("", dtype, sizes))
+        rows = read_columns(text, source.path, start, lambda dtype, sizes: tensors.form("", dtype, sizes))
         metadata = _parsed(source, rows.metadata) if rows is not None else None
     except CorruptCheckpointError:
         return None

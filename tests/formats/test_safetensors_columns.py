@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from ckptdoctor.errors import ReadError
-from ckptdoctor.formats import open_checkpoint, safetensors, safetensors_rows
+from ckptdoctor.formats import open_checkpoint, safetensors, safetensors_columns
 from ckptdoctor.formats.base import Archive
 from ckptdoctor.formats.lazy import LazyStorages
 from ckptdoctor.formats.tensors import TensorReader
@@ -80,7 +80,7 @@ def test_what_the_library_writes_is_read_by_columns(tmp_path, monkeypatch, metad
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(keys=st.lists(KEYS, unique=True, min_size=2, max_size=20), ascii_only=st.booleans())
 def test_any_keys_are_read_alike(keys, ascii_only, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(safetensors_rows, "FEW", 2)
+    monkeypatch.setattr(safetensors_columns, "FEW", 2)
     rows = {
         key: {"dtype": "U8", "shape": [2], "data_offsets": [2 * i, 2 * i + 2]} for i, key in enumerate(keys)
     }
