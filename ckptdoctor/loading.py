@@ -17,6 +17,7 @@ from ckptdoctor.casts import CastClass
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.formats import quiet_gc
 from ckptdoctor.formats.blobs import Files
+from ckptdoctor.formats.lazy import columns_of
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import Action, Entry, ProbeResult, Receipt
 from ckptdoctor.verify import verify_file, verify_model
@@ -233,7 +234,7 @@ def _entries(
     expansion: Expansion, tree: ParamTree, casts: Mapping[str, tuple[str, CastClass]]
 ) -> tuple[Entry, ...]:
     fills = expansion.fills
-    specs = list(map(tree.specs.__getitem__, fills))
+    specs, _ = columns_of(tree.specs, list(fills))
     cast = list(map(casts.get, fills, repeat(("", "lossless"))))
     rows = zip(
         fills,

@@ -103,9 +103,26 @@ def test_others_than_plain_ones_are_not_copied_together() -> None:
 def test_a_value_that_does_not_arrive_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.Tensor.copy_
     monkeypatch.setattr(torch.Tensor, "copy_", lambda into, value: real(into, value)[:1].add_(1))
-    for size in (4, bits.PIECE * 2):
-        assert not bits.copied(torch.zeros(size), torch.ones(size))
+    assert not bits.copied(torch.zeros(4), torch.ones(4))
     assert bits.all_copied([torch.zeros(4), torch.zeros(3)], [torch.ones(4), torch.ones(3)]) == [False, False]
+
+
+@pytest.mark.parametrize("piece", [0, 1, 2])
+def test_a_piece_of_a_large_value_that_does_not_arrive_is_seen(
+    monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    copy, compare = bits._memory()
+    done = []
+
+    def leave_out(into: int, source: int, nbytes: int) -> None:
+        if len(done) != piece:
+            copy(into, source, nbytes)
+        done.append(nbytes)
+
+    monkeypatch.setattr(bits, "_memory", lambda: (leave_out, compare))
+    value = torch.ones(2 * bits.PIECE + 5, dtype=torch.uint8)
+    assert not bits.copied(torch.zeros_like(value), value)
+    assert len(done) == 3
 
 
 def test_other_kinds_of_memory() -> None:
