@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import getweakrefcount
 
@@ -12,6 +13,7 @@ from ckptdoctor.targets.survey import Survey, plain_types
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Swap = Callable[[Any, Any], None]
 Pairs = Sequence[tuple["Tensor", "Tensor"]]  # a tensor of the model, and what it becomes
 
 
@@ -30,8 +32,15 @@ def materialise(found: Survey, values: Mapping[str, Tensor], transaction: Transa
     else:
         pairs = [(tensor, _like(tensor, values[key])) for key, tensor in due]
     transaction.on_rollback(lambda: _restore(pairs))  # noted before it is done
+    replaced: dict[int, Tensor] = {}
     with uninterrupted():  # torch exchanges class, attributes and memory one after the other
-        return {id(old): new for old, new in pairs if not _become(found.model, old, new, transaction)}
+        for old, new in pairs:
+            try:
+                _swap(old, new)
+            except RuntimeError:  # something holds a weak reference, or a view of it
+                _replace_noted(found.model, old, new, transaction)
+                replaced[id(old)] = new
+    return replaced
 
 
 def _shared(due: Iterable[tuple[str, Tensor]], values: Mapping[str, Tensor]) -> Pairs:
@@ -65,15 +74,9 @@ def _like(tensor: Tensor, data: Tensor) -> Tensor:
     return new
 
 
-def _become(model: nn.Module, old: Tensor, new: Tensor, transaction: Transaction) -> bool:
-    """Whether the object could stay the same."""
-    try:
-        _swap(old, new)
-        return True
-    except RuntimeError:  # something holds a weak reference, or a view of it
-        transaction.on_rollback(lambda: _replace(model, new, old))
-        _replace(model, old, new)
-        return False
+def _replace_noted(model: nn.Module, old: Tensor, new: Tensor, transaction: Transaction) -> None:
+    transaction.on_rollback(lambda: _replace(model, new, old))
+    _replace(model, old, new)
 
 
 def _restore(pairs: Pairs) -> None:
@@ -86,17 +89,20 @@ def _swap(old: Any, new: Any) -> None:
     """What ``torch.utils.swap_tensors`` does. ``new`` is ours and has the same class and attributes; where
     neither a weak reference nor a graph of torch knows of ``old``, only the memory differs.
     """
+    memory, all_of_it = _swaps()
+    if memory and type(old) in plain_types() and not getweakrefcount(old) and old._use_count() == 1:
+        memory(old, new)
+    else:
+        all_of_it(old, new)
+
+
+@cache
+def _swaps() -> tuple[Swap | None, Swap]:
+    """How torch exchanges the memory of two tensors, where it lets us check that it may; and all of them."""
     import torch
 
-    if type(old) in plain_types() and not getweakrefcount(old) and _use_count(old) == 1:
-        torch._C._swap_tensor_impl(old, new)
-    else:
-        torch.utils.swap_tensors(old, new)  # type: ignore[no-untyped-call]
-
-
-def _use_count(tensor: Any) -> int:
-    count: int = tensor._use_count() if hasattr(tensor, "_use_count") else 0  # not in old versions of torch
-    return count
+    counts = hasattr(torch.Tensor, "_use_count")
+    return torch._C._swap_tensor_impl if counts else None, torch.utils.swap_tensors
 
 
 def _replace(model: nn.Module, old: Tensor, new: Tensor) -> None:
