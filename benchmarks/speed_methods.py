@@ -246,6 +246,8 @@ def _warm(data: Path) -> None:
 
 def _written(data: Path, suffix: str, write: Callable[[Path], Any]) -> float:
     out = data / f"out-{os.getpid()}{suffix}"
+    if hasattr(os, "sync"):
+        os.sync()  # what the method before has left to be written is not this one's work
     try:
         return timed(lambda: write(out))
     finally:
