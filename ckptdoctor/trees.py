@@ -62,7 +62,7 @@ class TensorSpec:
         return self.numel * DTYPE_SIZES.get(self.dtype, 1)
 
 
-class Kinds(Mapping[str, TensorSpec]):
+class AlikeSpecs(Mapping[str, TensorSpec]):
     """Specs of which many are alike but for their storages, and cost something to be told apart."""
 
     @abstractmethod
@@ -114,7 +114,7 @@ class ParamTree:
     def ties(self) -> tuple[tuple[str, ...], ...]:
         """Groups of two or more keys that are one and the same tensor, in order."""
         groups: dict[tuple[object, ...], list[str]] = {}
-        if isinstance(self.specs, Kinds) and self.specs.apart:
+        if isinstance(self.specs, AlikeSpecs) and self.specs.apart:
             return ()
         for key, s in self.specs.items():
             if s.storage and s.numel:
@@ -128,7 +128,7 @@ class ParamTree:
 
     def alike(self) -> Iterable[tuple[str, TensorSpec]]:
         """Keys and specs, of which the storages do not count: cheaper than ``specs.items()`` for files."""
-        return self.specs.alike() if isinstance(self.specs, Kinds) else self.specs.items()
+        return self.specs.alike() if isinstance(self.specs, AlikeSpecs) else self.specs.items()
 
     @cached_property
     def dtypes(self) -> frozenset[str]:

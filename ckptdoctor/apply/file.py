@@ -59,8 +59,7 @@ def file_contents(
         elif fill.kind == "load":
             made[key] = Piece(spec.shape, spec.dtype, make=partial(make, key))
         elif fill.kind != "tie":
-            own = _own(key, target, initial)
-            made[key] = Piece(spec.shape, spec.dtype, make=lambda own=own: own)  # type: ignore[misc]
+            made[key] = Piece(spec.shape, spec.dtype, make=partial(_given, _own(key, target, initial)))
     check_ties(expansion, target.ties, _Made(made, make))
     check_copies(expansion, reader)
     _check_cut(expansion, reader, made)
@@ -68,6 +67,10 @@ def file_contents(
     objects = {key: initial(key) if initial is not None else None for key in target.extra}
     versions = map_versions(expansion, target.versions, source_versions or {}) if target.versions else {}
     return Contents(pieces, versions, objects)
+
+
+def _given(value: Tensor) -> Tensor:
+    return value
 
 
 def _shared(expansion: Expansion, target: ParamTree, made: Mapping[str, Piece]) -> dict[str, Piece]:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from ckptdoctor.formats.base import StorageRef
-from ckptdoctor.trees import Kinds, TensorSpec
+from ckptdoctor.trees import AlikeSpecs, TensorSpec
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class _Lazy(Mapping[str, T]):
         return repr(self._all)
 
 
-class LazySpecs(_Lazy[TensorSpec], Kinds):
+class LazySpecs(_Lazy[TensorSpec], AlikeSpecs):
     """Specs of plain tensors: each like one of few ``kinds``, which ``column`` names, over its storage."""
 
     def __init__(self, keys: list[str], kinds: list[TensorSpec], storages: list[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import compress, pairwise, repeat
 from operator import add
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ckptdoctor.formats.rows import Rows, added, any_above
 from ckptdoctor.formats.words import show
@@ -78,13 +78,13 @@ class Members(Mapping[str, Member]):
             raise KeyError(name)
         return self.at(number)
 
-    def _number(self, name: object) -> int | None:
+    def _number(self, name: Any) -> int | None:
         """The number of the member of that name. A table of all is made once many were asked for."""
         self._asked += 1
         if self._asked > ASKED:
-            return self.index.get(name)  # type: ignore[call-overload, no-any-return]
+            return self.index.get(name)
         try:
-            return self.names.index(name)  # type: ignore[arg-type]
+            return self.names.index(name)
         except ValueError:
             return None
 

@@ -1,8 +1,8 @@
 """The usual load, which looks at tensors by columns: the same as one tensor at a time, whatever happens."""
 
 import gc
-import sys
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from ckptdoctor.targets.module import tree_of
 from ckptdoctor.targets.survey import survey
 from tests.apply.fakes import Plan, Source, identity, load, picture, same_picture, tie
 from tests.apply.test_apply_model import KINDS, Hook, Tied, random_state, small
-from tests.apply.test_every_line import Bomb, at_line
+from tests.apply.test_every_line import endings
 
 
 class Steady(Source):
@@ -76,23 +76,13 @@ def test_each_by_itself_and_all_by_columns_give_the_same(make, verify):
 def test_nothing_half_done_is_ever_left(make, device, verify):
     state = random_state(make())
     state |= {"b.weight": state["a.weight"]} if "a.weight" in state else {}
-    ended = []
-    for number in range(1, 100_000):
+
+    def begin():
         with torch.device(device):
             model = make()
-        found, before = survey(model), picture(model)
-        tree, plan = tree_of(found), plan_for(model)
-        sys.settrace(at_line(number))
-        try:
-            apply_to_model(plan, Steady(state), model, tree, found=found, verify=verify)
-            break
-        except Bomb:
-            pass
-        finally:
-            sys.settrace(None)
-        ended.append("untouched" if same_picture(before, picture(model)) else "loaded")
-        if ended[-1] == "loaded":
-            assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        return model, partial(run, plan_for(model), Steady(state), model, verify=verify)
+
+    ended = endings(begin, state)
     assert ended.count("untouched") > 60, "the bombs went off"
     assert ended == sorted(ended, reverse=True), "once it is committed it stays"
 
