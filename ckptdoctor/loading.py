@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ckptdoctor.apply import Expansion, Initial, Reader, file_contents, run_on_model
 from ckptdoctor.apply.derived import derived_value
 from ckptdoctor.casts import CastClass
+from ckptdoctor.columns import rows
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.formats import quiet_gc
 from ckptdoctor.formats.blobs import Files
@@ -236,15 +236,16 @@ def _entries(
     fills = expansion.fills
     specs, _ = columns_of(tree.specs, list(fills))
     cast = list(map(casts.get, fills, repeat(("", "lossless"))))
-    rows = zip(
-        fills,
-        [_ACTIONS[fill.kind] for fill in fills.values()],
-        [(fill.tied_to,) if fill.kind == "tie" else fill.sources for fill in fills.values()],
-        [() if fill.kind == "tie" else fill.ops for fill in fills.values()],
-        [spec.numel for spec in specs],
-        [name for name, _ in cast],
-        [spec.dtype for spec in specs],
-        [kind for _, kind in cast],
-        strict=True,
+    return tuple(
+        rows(
+            Entry,
+            fills,
+            [_ACTIONS[fill.kind] for fill in fills.values()],
+            [(fill.tied_to,) if fill.kind == "tie" else fill.sources for fill in fills.values()],
+            [() if fill.kind == "tie" else fill.ops for fill in fills.values()],
+            [spec.numel for spec in specs],
+            [name for name, _ in cast],
+            [spec.dtype for spec in specs],
+            [kind for _, kind in cast],
+        )
     )
-    return tuple(map(partial(tuple.__new__, Entry), rows))  # what Entry(*row) does, without its arguments

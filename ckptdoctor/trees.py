@@ -14,6 +14,7 @@ from math import prod
 from operator import itemgetter
 from typing import Literal
 
+from ckptdoctor.columns import tally
 from ckptdoctor.facts import Fact
 
 Kind = Literal["param", "buffer", ""]
@@ -138,7 +139,7 @@ class ParamTree:
     @cached_property
     def devices(self) -> Counter[str]:
         """How many tensors each device tag has, in order of appearance."""
-        return Counter([spec.device for _, spec in self.alike()])
+        return tally(spec.device for _, spec in self.alike())
 
     @cached_property
     def digest(self) -> str:

@@ -80,9 +80,11 @@ def _front(keys: Collection[str]) -> str | None:
     # What the first and the last key in alphabetical order begin with all keys begin with.
     if front in BY_SEGMENT and least[len(front) :] and max(keys).startswith(f"{front}."):
         return front
+    text = "\n".join(keys)
+    if not any(segment in text for segment in BY_SEGMENT):
+        return ""
     if not BY_SEGMENT.keys().isdisjoint([key.partition(".")[0] for key in keys]):
         return None
-    text = "\n".join(keys)
     return None if any(inside in text for inside in _INSIDE_TEXTS) else ""
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ckptdoctor.align.checks import take_back
 from ckptdoctor.align.model import Choice, Match
 from ckptdoctor.align.parts import Path
+from ckptdoctor.columns import tally
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
@@ -85,8 +86,10 @@ def _block(path: Path) -> Path:
 
 def _claims(state: State) -> Claims:
     """Model name -> the checkpoint's name, where one tensor fills one, under another name or not."""
+    if not state.target_names:
+        return {}
     names = {key: name for name, key in state.source_names.items()}
-    users = Counter(s for m in state.matches.values() for s in m.sources)
+    users = tally(s for m in state.matches.values() for s in m.sources)
     found = {}
     for name, key in state.target_names.items():
         match = state.matches.get(key)

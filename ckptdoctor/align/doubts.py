@@ -8,7 +8,7 @@ tensor of its shape beside it, or, where a list was renumbered, by anything open
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +21,7 @@ from ckptdoctor.align.names import is_derived, name_of, unnumbered, words
 from ckptdoctor.align.parts import COUNTER, Part, Path, path_of
 from ckptdoctor.align.unexpected import TIED_COPY
 from ckptdoctor.align.units import Shape, canonical_shape
+from ckptdoctor.columns import tally
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
@@ -165,11 +166,11 @@ def _lone(state: State, claims: Claims, target: Part, source: Part) -> None:
     A rename of a module shows in all its tensors, one of a whole network in many modules; and what stands
     among others of the model's tensors is no stranger.
     """
-    if len(claims) > _few(state):
+    if not claims or len(claims) > _few(state):
         return
     used = (path_of(n) for n, k in state.source_names.items() if k not in state.unused)
-    held = Counter(p[:depth] for p in used for depth in range(len(p) + 1)) if claims else Counter[Path]()
-    repeated = Counter((unnumbered(c.name), unnumbered(c.other)) for c in claims.values())
+    held = tally(p[:depth] for p in used for depth in range(len(p) + 1))
+    repeated = tally((unnumbered(c.name), unnumbered(c.other)) for c in claims.values())
     for claim in list(claims.values()):
         node = claim.other[: claim.at + 1]
         said = any(e.startswith(SPOKEN) for e in state.matches[claim.key].evidence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from ckptdoctor.align import (
     checks,
@@ -32,8 +33,11 @@ from ckptdoctor.align.prefix import Base, Canonical, find_base, relative_name, r
 from ckptdoctor.align.reporter import Reporter
 from ckptdoctor.align.rest import second_chances
 from ckptdoctor.align.units import OPTIONAL_ROLES, Unit, build_units
+from ckptdoctor.columns import rows
 from ckptdoctor.decisions import Decision
 from ckptdoctor.trees import ParamTree, TensorSpec
+
+SAME = ("same name",)
 
 
 @dataclass
@@ -76,7 +80,7 @@ def run(
     """All passes."""
     state = State(source, target, decisions, reporter=reporter or Reporter())
     for step in PASSES:
-        state.reporter.step(step.__name__.replace("_", " "))
+        state.reporter.step(NAMES[step])
         if state.source_names or state.target_names or step not in ON_NAMES:
             step(state)
     return finish.result(state)
@@ -106,11 +110,13 @@ def same_names(state: State) -> None:
     if len(mine) != len(names) or state.duplicates or state.base.rivals or state.base.places:
         return
     sources, targets = state.source.shapes, state.target.shapes
-    found = {key: mine.get(name, "") for name, key in names.items()}
-    if any(sources.get(other) != targets[key] for key, other in found.items()):
+    found = [mine.get(name, "") for name in names]
+    if list(map(sources.get, found)) != list(map(targets.__getitem__, names.values())):
         return
-    why = ("same name",)
-    state.matches |= {key: Match(key, "safe", (other,), (), why) for key, other in found.items()}
+    made = rows(
+        Match, names.values(), repeat("safe"), zip(found, strict=True), repeat(()), repeat(SAME), repeat(())
+    )
+    state.matches |= zip(names.values(), made, strict=True)
     state.source_names, state.target_names, state.followers = {}, {}, {}
 
 
@@ -226,3 +232,4 @@ PASSES = (
     finish.ask,
     chosen.answered,
 )
+NAMES = {step: step.__name__.replace("_", " ") for step in PASSES}

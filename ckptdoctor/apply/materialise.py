@@ -30,13 +30,14 @@ def materialise(found: Survey, values: Mapping[str, Tensor], transaction: Transa
     if found.columns.shared:
         pairs = _shared(due, values)
     else:
-        pairs = [(tensor, _like(tensor, values[key])) for key, tensor in due]
+        pairs = _likes([tensor for _, tensor in due], [values[key] for key, _ in due])
+    swap = _swapping()
     transaction.on_rollback(lambda: _restore(pairs))  # noted before it is done
     replaced: dict[int, Tensor] = {}
     with uninterrupted():  # torch exchanges class, attributes and memory one after the other
         for old, new in pairs:
             try:
-                _swap(old, new)
+                swap(old, new)
             except RuntimeError:  # something holds a weak reference, or a view of it
                 _replace_noted(found.model, old, new, transaction)
                 replaced[id(old)] = new
@@ -49,10 +50,8 @@ def _shared(due: Iterable[tuple[str, Tensor]], values: Mapping[str, Tensor]) -> 
     for key, tensor in due:
         first.setdefault(id(tensor), (key, tensor))
     memory: dict[tuple[object, ...], Tensor] = {}
-    return [
-        (tensor, _like(tensor, memory.setdefault(_place(tensor), values[key])))
-        for key, tensor in first.values()
-    ]
+    tensors = [tensor for _, tensor in first.values()]
+    return _likes(tensors, [memory.setdefault(_place(t), values[key]) for key, t in first.values()])
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
@@ -60,18 +59,23 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def _like(tensor: Tensor, data: Tensor) -> Tensor:
-    """A new object of the same class, with the same attributes, over ``data``."""
+def _likes(tensors: Sequence[Tensor], memory: Iterable[Tensor]) -> Pairs:
+    """Each with a new object of the same class and with the same attributes, over that memory."""
     import torch
 
-    if type(tensor) is torch.Tensor:
-        new = data.detach()
-        new.requires_grad_(tensor.requires_grad)
-    else:
-        new = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)  # detached
-    if tensor.__dict__:
-        new.__dict__.update(tensor.__dict__)
-    return new
+    make, plain = torch.Tensor._make_subclass, torch.Tensor
+    pairs = []
+    for tensor, data in zip(tensors, memory, strict=True):
+        kind = type(tensor)
+        if kind is plain:
+            new = data.detach()
+            new.requires_grad_(tensor.requires_grad)
+        else:
+            new = make(kind, data, tensor.requires_grad)  # detached
+        if tensor.__dict__:
+            new.__dict__.update(tensor.__dict__)
+        pairs.append((tensor, new))
+    return pairs
 
 
 def _replace_noted(model: nn.Module, old: Tensor, new: Tensor, transaction: Transaction) -> None:
@@ -80,29 +84,29 @@ def _replace_noted(model: nn.Module, old: Tensor, new: Tensor, transaction: Tran
 
 
 def _restore(pairs: Pairs) -> None:
+    swap = _swapping()
     for old, new in reversed(pairs):
         if not old.is_meta:
-            _swap(old, new)
-
-
-def _swap(old: Any, new: Any) -> None:
-    """What ``torch.utils.swap_tensors`` does. ``new`` is ours and has the same class and attributes; where
-    neither a weak reference nor a graph of torch knows of ``old``, only the memory differs.
-    """
-    memory, all_of_it = _swaps()
-    if memory and type(old) in plain_types() and not getweakrefcount(old) and old._use_count() == 1:
-        memory(old, new)
-    else:
-        all_of_it(old, new)
+            swap(old, new)
 
 
 @cache
-def _swaps() -> tuple[Swap | None, Swap]:
-    """How torch exchanges the memory of two tensors, where it lets us check that it may; and all of them."""
+def _swapping() -> Swap:
+    """What ``torch.utils.swap_tensors`` does. The second is ours and has the same class and attributes; where
+    neither a weak reference nor a graph of torch knows of the first, only the memory differs.
+    """
     import torch
 
-    counts = hasattr(torch.Tensor, "_use_count")
-    return torch._C._swap_tensor_impl if counts else None, torch.utils.swap_tensors
+    whole: Swap = torch.utils.swap_tensors
+    if not hasattr(torch.Tensor, "_use_count"):  # then nobody tells
+        return whole
+    memory, plain = torch._C._swap_tensor_impl, plain_types()
+
+    def swap(old: Any, new: Any) -> None:
+        alone = type(old) in plain and not getweakrefcount(old) and old._use_count() == 1
+        (memory if alone else whole)(old, new)
+
+    return swap
 
 
 def _replace(model: nn.Module, old: Tensor, new: Tensor) -> None:

@@ -6,6 +6,7 @@ anything about them is unusual, or fails, each is read by itself, which finds th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from ckptdoctor.targets.survey import Survey
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+_shape = attrgetter("shape")
 
 
 def made_values(
@@ -34,10 +37,13 @@ def made_values(
     read = _read(expansion, reader, places) if steady and on_tensor is None else {}
     values: dict[str, Tensor] = {}
     pending = Pending()
-    if {look.device.type for look in found.columns.few} == {"cpu"}:
+    where = {look.device.type for look in found.columns.few}
+    if where == {"cpu"}:
         pending = Pending({key: places.direct[key] for key in read}, read)
+    elif where == {"meta"} and lends:
+        values = _lent(read, expansion, found, lends)
     for key, fill in expansion.fills.items():
-        if fill.kind != "load" or key in pending.values:
+        if fill.kind != "load" or key in pending.values or key in values:
             continue
         tensor, direct = found.tensors[key], key in places.direct
         value = read[key] if key in read else make(key, fill, reader, tensor.shape)
@@ -57,22 +63,41 @@ def _fits(value: Tensor, tensor: Tensor) -> bool:
     return tensor.is_contiguous() and value.dtype == tensor.dtype
 
 
+def _lent(
+    read: dict[str, Tensor], expansion: Expansion, found: Survey, lends: Callable[[str], bool]
+) -> dict[str, Tensor]:
+    """What was read, if the memory of all of it can become the model's."""
+    tensors = list(map(found.tensors.__getitem__, read))
+    if not all(map(_fits, read.values(), tensors)):
+        return {}
+    return dict(read) if all(lends(expansion.fills[key].sources[0]) for key in read) else {}
+
+
 def _read(expansion: Expansion, reader: Reader, places: Places) -> dict[str, Tensor]:
     """The tensors that no op changes, from a reader that gives new ones; none where one is not as usual."""
-    import torch
-
     usual = {
         key: fill.sources[0]
         for key, fill in expansion.fills.items()
         if fill.kind == "load" and not fill.ops and len(fill.sources) == 1 and key in places.direct
     }
     try:
-        values = [reader(source) for source in usual.values()]
+        values = _plain(reader, list(usual.values()))
     except Exception:
         return {}
-    flags = map(attrgetter("is_cpu", "layout", "is_quantized", "requires_grad"), values)
-    shape = attrgetter("shape")
-    shapes = map(shape, map(places.direct.__getitem__, usual))
-    if set(flags) <= {(True, torch.strided, False, False)} and list(shapes) == list(map(shape, values)):
+    shapes = list(map(_shape, map(places.direct.__getitem__, usual)))
+    if values is not None and shapes == list(map(_shape, values)):
         return dict(zip(usual, values, strict=True))
     return {}
+
+
+def _plain(reader: Reader, sources: Sequence[str]) -> Sequence[Tensor] | None:
+    """The tensors of the file, which are plain memory of the CPU; None where one is not."""
+    import torch
+
+    all_of: Callable[[Sequence[str]], Sequence[Tensor] | None] = getattr(reader, "all_of", lambda keys: None)
+    found = all_of(sources)
+    if found is not None:
+        return found
+    values = list(map(reader, sources))
+    flags = map(attrgetter("is_cpu", "layout", "is_quantized", "requires_grad"), values)
+    return values if set(flags) <= {(True, torch.strided, False, False)} else None

@@ -21,8 +21,10 @@ def in_threads(
 
     ``nbytes`` is the size of the work.
     """
+    if len(items) < 2 or nbytes < WORTHWHILE:
+        return map(work, items)
     count = min(MOST, os.cpu_count() or 1, len(items))
-    if count < 2 or nbytes < WORTHWHILE:
+    if count < 2:
         return map(work, items)
     return _threaded(work, items, count, stop)
 

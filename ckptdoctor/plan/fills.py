@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from itertools import repeat
 from typing import Literal, NamedTuple
+
+from ckptdoctor.columns import rows
 
 FillKind = Literal["load", "keep", "reinit", "tie"]
 
@@ -21,3 +25,8 @@ class Fill(NamedTuple):
     ops: tuple[str, ...] = ()
     tied_to: str = ""
     cast: str = ""
+
+
+def copied(targets: Collection[str], sources: Iterable[tuple[str, ...]]) -> list[Fill]:
+    """Loads of one tensor each, as it is."""
+    return rows(Fill, targets, repeat("load"), sources, repeat(()), repeat(""), repeat(""))

@@ -9,7 +9,7 @@ from operator import ne
 from ckptdoctor.errors import PlanError
 from ckptdoctor.keys import FirstMatch, printable, select_all
 from ckptdoctor.keys.capture import Binding, capture
-from ckptdoctor.plan.fills import Fill
+from ckptdoctor.plan.fills import Fill, copied
 from ckptdoctor.plan.model import Drop, Plan, Rename, Step, StripPrefix, StripSegment, Tie, Transform
 
 
@@ -76,7 +76,7 @@ class _Carrier:
         return self.carried
 
     def as_they_are(self) -> Carried:
-        fills = [Fill(name, "load", (key,)) for name, key in self.names.items()]
+        fills = copied(self.names, zip(self.names.values(), strict=True))
         return Carried([(None, fills)] if fills else [], [], len(fills))
 
     def drops(self) -> dict[str, int]:

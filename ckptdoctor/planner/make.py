@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ckptdoctor.align.model import Alignment, Match, Strip
+from ckptdoctor.columns import tally
 from ckptdoctor.decisions import Decision
 from ckptdoctor.errors import PlanError
 from ckptdoctor.keys import cover, printable
@@ -206,8 +206,8 @@ class _Parts:
         return steps
 
     def result(self, unchanged: int) -> Result:
-        kinds = Counter(f.kind for f in self.fills.values())
-        unused = Counter(u.decided for u in self.alignment.unused.values())
+        kinds = tally(f.kind for f in self.fills.values())
+        unused = tally(u.decided for u in self.alignment.unused.values())
         return Result(
             loaded=kinds["load"],
             unchanged=unchanged,
@@ -225,7 +225,7 @@ def _alone(loaded: Sequence[Match]) -> tuple[list[Match], list[Match]]:
     plain = all(len(m.sources) == 1 and m.ops in AS_IS for m in loaded)
     if plain and len({m.sources for m in loaded}) == len(loaded):
         return list(loaded), []
-    users = Counter(s for m in loaded for s in m.sources)
+    users = tally(s for m in loaded for s in m.sources)
     alone: list[Match] = []
     others: list[Match] = []
     for match in loaded:

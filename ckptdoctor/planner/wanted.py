@@ -9,13 +9,16 @@ from ckptdoctor.align.model import Alignment, Match
 from ckptdoctor.decisions import Decision
 from ckptdoctor.keys import matches
 from ckptdoctor.plan.expand import Expansion
-from ckptdoctor.plan.fills import Fill
+from ckptdoctor.plan.fills import Fill, copied
 from ckptdoctor.trees import ParamTree
 
 
 def wanted_fills(alignment: Alignment, target: ParamTree, decisions: Sequence[Decision]) -> dict[str, Fill]:
     """Fills of the decided keys, in the model's order; tied keys hang on the first loaded one."""
     anchors = {k: a for g in target.ties if (a := _anchor(alignment, g)) for k in g if k != a}
+    found = list(map(alignment.matches.get, target.specs))
+    if not anchors and all(m and m.status == "safe" and m.sources and not m.ops for m in found):
+        return dict(zip(target.specs, copied(target.specs, [m.sources for m in found if m]), strict=True))
     fills: dict[str, Fill] = {}
     for key in target.specs:
         match = alignment.matches.get(key) or Match(key, "missing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from functools import lru_cache
 from pathlib import Path
@@ -15,14 +16,15 @@ def find_settings(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
     Raises :class:`SettingsError` for one that is no TOML.
     """
-    for place in (folder.resolve(), *folder.resolve().parents):
-        file = place / "pyproject.toml"
-        if not file.is_file():
-            continue
-        stat = file.stat()
-        table = _table(str(file), (stat.st_size, stat.st_mtime_ns))
-        if isinstance(table, dict):
-            return file, table
+    place, above = "", os.path.realpath(folder)
+    while place != above:
+        place, above = above, os.path.dirname(above)
+        file = os.path.join(place, "pyproject.toml")
+        if os.path.isfile(file):
+            stat = os.stat(file)
+            table = _table(file, (stat.st_size, stat.st_mtime_ns))
+            if isinstance(table, dict):
+                return Path(file), table
     return None
 
 

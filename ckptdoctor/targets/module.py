@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ckptdoctor.columns import tally
 from ckptdoctor.errors import TargetError
 from ckptdoctor.facts import Fact, agreed, facts_of
 from ckptdoctor.formats import quiet_gc
 from ckptdoctor.formats.lazy import LazySpecs, over
 from ckptdoctor.targets._text import describe, listing
-from ckptdoctor.targets.survey import Columns, Look, Survey, Visited, class_name, plain_types, survey
+from ckptdoctor.targets.survey import (
+    CONFIG,
+    RENAMED,
+    Columns,
+    Look,
+    Survey,
+    class_name,
+    plain_types,
+    survey,
+)
 from ckptdoctor.trees import Kind, ParamTree, TensorSpec
 
 if TYPE_CHECKING:
     import torch
-
-RENAMED = "ckptdoctor_renamed_from"
 
 # Segments that torch's own hooks remove from the keys of a state dict, but not from module paths.
 _HIDDEN_SEGMENTS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -64,8 +71,8 @@ def tree_of(found: Survey) -> ParamTree:
         versions=_versions(found),
         extra={str(k): describe(v) for k, v in state.items() if not isinstance(v, torch.Tensor)},
         transient=dict(zip(found.hidden, map(over, kinds[count:], storages[count:]), strict=True)),
-        renamed=_renamed(found.visited),
-        facts=_facts(found.visited, names),
+        renamed=_renamed(found),
+        facts=_facts(found, names),
     )
 
 
@@ -77,33 +84,34 @@ def _class_names(found: Survey) -> dict[str, str]:
     return {path: known[type(module)] for path, module in found.visited}
 
 
-def _facts(visited: Visited, names: Mapping[str, str]) -> tuple[Fact, ...]:
+def _facts(walked: Survey, names: Mapping[str, str]) -> tuple[Fact, ...]:
     """Numbers that the model, its ``config`` objects and its attention layers carry, where all agree.
 
     One layer alone proves nothing of the others (a pooling head has heads of its own), so what only layers
     say has to be said by two of them at least.
     """
-    found = [*facts_of(vars(visited[0][1]), "the model's attributes")]
+    found = [*facts_of(vars(walked.model), "the model's attributes")]
     layers: list[Fact] = []
     attention = {name for name in set(names.values()) if "att" in name.lower()}
-    for path, module in visited if attention else ():
+    for path, module in walked.visited if attention else ():
         if path and names[path] in attention:
             layers += facts_of(vars(module), "the model's attributes")
     configs: dict[int, Mapping[str, Any]] = {}
-    for config in [vars(module)["config"] for _, module in visited if "config" in vars(module)]:
+    for config in [vars(module)[CONFIG] for _, module in walked.declaring if CONFIG in vars(module)]:
         entries = config if isinstance(config, Mapping) else getattr(config, "__dict__", None)
         if isinstance(entries, Mapping):
             # transformers keeps this one on the class.
             configs[id(config)] = {"model_type": getattr(config, "model_type", None), **entries}
     found += [f for entries in configs.values() for f in facts_of(entries, "the model's config")]
-    said = Counter(f.name for f in layers)
+    said = tally(f.name for f in layers)
     return agreed([*found, *(f for f in layers if said[f.name] > 1)])
 
 
-def _renamed(visited: Visited) -> dict[str, str]:
+def _renamed(walked: Survey) -> dict[str, str]:
     """What modules declare in ``ckptdoctor_renamed_from = {"new": "old"}``, relative to themselves."""
     found: dict[str, str] = {}
-    for path, module in visited:
+    declared_by_class = any(RENAMED in vars(kind) for kind in walked.classes)
+    for path, module in walked.visited if declared_by_class else walked.declaring:
         if RENAMED not in vars(module) and RENAMED not in vars(type(module)):
             continue
         declared = vars(type(module)).get(RENAMED) or vars(module).get(RENAMED)

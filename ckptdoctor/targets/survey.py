@@ -7,11 +7,11 @@ looked at by columns, since a model has many of them and few kinds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import count
-from operator import attrgetter, methodcaller, or_
+from operator import attrgetter, or_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptdoctor.errors import TargetError
@@ -28,7 +28,12 @@ MAX_DEPTH = 2000  # of nested modules; deeper means a module that contains itsel
 # Methods that a module may bring of its own, by its class or on itself.
 _SAVING = ("state_dict", "_save_to_state_dict", "get_extra_state")
 _LOADING = ("_load_from_state_dict", "load_state_dict")
+_saving_of, _loading_of = attrgetter(*_SAVING, "__getattribute__"), attrgetter(*_LOADING)
 _OWN = frozenset((*_SAVING, *_LOADING))
+# Declarations that a module may carry, on itself or by its class.
+RENAMED = "ckptdoctor_renamed_from"
+CONFIG = "config"
+_NOTED = frozenset((*_OWN, RENAMED, CONFIG))
 
 
 class Look(NamedTuple):
@@ -69,7 +74,8 @@ class Columns:
 class Survey:
     """A live model as one walk found it; valid until something touches the model.
 
-    ``visited`` has every path, so a shared module several times; ``classes`` are theirs. ``state`` is
+    ``visited`` has every path, so a shared module several times; ``classes`` are theirs, ``declaring`` those
+    modules that carry a declaration (``RENAMED``, ``CONFIG``) themselves. ``state`` is
     ``model.state_dict()`` with the model's own tensors, ``tables`` what ``nn.Module`` puts into it,
     ``buffers`` those keys of it that are buffers, and ``hidden`` the buffers that are not in it. ``plain``
     says that no code of the model has a part in its state dict, which then is ``tables``; ``loads`` that
@@ -79,6 +85,7 @@ class Survey:
     model: nn.Module
     visited: Visited
     classes: Collection[type[nn.Module]]
+    declaring: Visited
     state: Mapping[Any, Any]
     tables: Mapping[str, Tensor]
     hidden: Mapping[str, Tensor]
@@ -126,8 +133,8 @@ def survey(model: nn.Module) -> Survey:
     except KeyError:  # a module was made without `nn.Module.__init__`, or keeps its tables elsewhere
         walk = _Walk(model, _with_tables)
         walk.saves = walk.loads = False
-    plain = walk.saves and _torchs_own() and all(map(_saves_plainly, walk.classes))
-    loads = plain and walk.loads and all(map(_loads_plainly, walk.classes))
+    plain = walk.saves and _torchs_own() and _as_torch(walk.classes, _saving_of)
+    loads = plain and walk.loads and _as_torch(walk.classes, _loading_of)
     state: Mapping[Any, Any] = walk.tables
     hidden = walk.hidden
     if walk.endless or not plain:
@@ -136,7 +143,16 @@ def survey(model: nn.Module) -> Survey:
     if walk.endless:
         raise _endless(walk.endless)
     return Survey(
-        model, walk.visited, walk.classes, state, walk.tables, hidden, frozenset(walk.buffers), plain, loads
+        model,
+        walk.visited,
+        walk.classes,
+        walk.declaring,
+        state,
+        walk.tables,
+        hidden,
+        frozenset(walk.buffers),
+        plain,
+        loads,
     )
 
 
@@ -151,6 +167,7 @@ class _Walk:
     def __init__(self, model: nn.Module, entries: Callable[[Any], Mapping[str, Any]] = vars) -> None:
         self.visited: list[tuple[str, nn.Module]] = []
         self.classes: set[type[nn.Module]] = set()
+        self.declaring: list[tuple[str, nn.Module]] = []
         self.tables: dict[str, Tensor] = {}
         self.hidden: dict[str, Tensor] = {}
         self.buffers: list[str] = []
@@ -168,9 +185,9 @@ class _Walk:
                 or own["_state_dict_pre_hooks"]
                 or own["_load_state_dict_pre_hooks"]
                 or own["_load_state_dict_post_hooks"]
-                or not own.keys().isdisjoint(_OWN)
+                or not own.keys().isdisjoint(_NOTED)
             ):
-                self._note(own)
+                self._note(path, module, own)
             dot = path + "." if path else ""
             parameters, children = own["_parameters"], own["_modules"]
             if parameters:
@@ -188,8 +205,10 @@ class _Walk:
                 ]
                 stack += reversed(below)
 
-    def _note(self, own: Mapping[str, Any]) -> None:
-        """A module with hooks or methods of its own."""
+    def _note(self, path: str, module: nn.Module, own: Mapping[str, Any]) -> None:
+        """A module with hooks, or with methods or declarations of its own."""
+        if RENAMED in own or CONFIG in own:
+            self.declaring.append((path, module))
         method = not own.keys().isdisjoint(_OWN)
         if method or own["_state_dict_hooks"] or own["_state_dict_pre_hooks"]:
             self.saves = False
@@ -247,21 +266,12 @@ def _torchs_own() -> bool:
     return {getattr(code, "co_filename", "") for code in codes} == {nn.modules.module.__file__}
 
 
-def _saves_plainly(kind: type[nn.Module]) -> bool:
-    return _as_torch(kind, (*_SAVING, "__getattribute__"))
-
-
-def _loads_plainly(kind: type[nn.Module]) -> bool:
-    return _as_torch(kind, _LOADING)
-
-
-def _as_torch(kind: type[nn.Module], names: Sequence[str]) -> bool:
+def _as_torch(classes: Iterable[type[nn.Module]], methods: Callable[[type], Any]) -> bool:
+    """Whether all of the classes have these methods from ``nn.Module``, and none is compiled."""
     import torch
-    from torch import nn
 
-    if issubclass(kind, torch.jit.ScriptModule):
-        return False
-    return all(getattr(kind, name) is getattr(nn.Module, name) for name in names)
+    own, scripted = methods(torch.nn.Module), torch.jit.ScriptModule
+    return all(methods(kind) == own and not issubclass(kind, scripted) for kind in classes)
 
 
 def _state_dict(model: nn.Module) -> Mapping[Any, Any]:
@@ -310,7 +320,7 @@ def _plain_rows(tensors: Sequence[Tensor]) -> Rows | None:
             map(tensor.is_inference, tensors),
             map(or_, map(tensor.is_conj, tensors), map(tensor.is_neg, tensors)),
             map(tensor.storage_offset, tensors),
-            map(methodcaller("nbytes"), storages),
+            map(torch.UntypedStorage.nbytes, storages),
             strict=True,
         )
         return list(rows), [s._cdata for s in storages]
