@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, cast, get_args, get_origin, get_type_hints
 
 Test = Callable[[Any], Any]  # the value as it is kept; raises ValueError
+T = TypeVar("T")
+_LATE = "_late"  # where values that nobody has asked for yet are
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,16 @@ class Tagged:
         return handler.generate_schema(Annotated[source, Field(discriminator=self.tag)])
 
 
+class _Late:
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+
+def late(make: Callable[[], T]) -> T:
+    """A field's value that is worked out, and checked, when somebody asks for it."""
+    return cast(T, _Late(make))
+
+
 def outer_name(name: str) -> str:
     """The name of a field in files: ``from`` and ``class`` are no names in Python."""
     return name.rstrip("_")
@@ -62,15 +74,35 @@ class Checked:
 
     def __post_init__(self) -> None:
         for name, test in _tests(type(self)):  # type: ignore[arg-type]  # mypy takes its hash for an instance's
-            try:
-                value = test(getattr(self, name))
-            except ValueError as error:
-                raise ValueError(f"`{outer_name(name)}`: {error}") from None
-            object.__setattr__(self, name, value)
+            value = getattr(self, name)
+            if type(value) is _Late:
+                object.__delattr__(self, name)  # so that `__getattr__` is asked for it
+                vars(self)[_LATE] = {**vars(self).get(_LATE, {}), name: (test, value)}
+            else:
+                object.__setattr__(self, name, _passed(name, test, value))
+
+    def __getattr__(self, name: str) -> Any:
+        test, value = vars(self).get(_LATE, {}).get(name, (None, None))
+        if test is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        made = _passed(name, test, value.make())
+        object.__setattr__(self, name, made)
+        vars(self)[_LATE].pop(name, None)
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the names that files have."""
         return {outer_name(f.name): _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def _passed(name: str, test: Test, value: Any) -> Any:
+    try:
+        return test(value)
+    except ValueError as error:
+        raise ValueError(f"`{outer_name(name)}`: {error}") from None
 
 
 def _plain(value: object) -> Any:

@@ -11,6 +11,7 @@ from ckptdoctor.columns import tally
 from ckptdoctor.decisions import Decision
 from ckptdoctor.errors import PlanError
 from ckptdoctor.keys import cover, printable
+from ckptdoctor.plan.checked import late
 from ckptdoctor.plan.expand import Expansion, expand_decided
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.plan.model import (
@@ -59,8 +60,8 @@ def make_expanded(
     (two sources for one tensor, shapes that do not fit).
     """
     head = (
-        SourceRef(file=file, state_dict=state_dict_path, tree=source.digest, keys=len(source)),
-        TargetRef(model=model_label, tree=target.digest, keys=len(target)),
+        SourceRef(file=file, state_dict=state_dict_path, tree=late(lambda: source.digest), keys=len(source)),
+        TargetRef(model=model_label, tree=late(lambda: target.digest), keys=len(target)),
     )
     return _Parts(alignment, source, target, tuple(decisions)).best(head)
 
