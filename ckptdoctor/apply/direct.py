@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ckptdoctor.targets.survey import Columns, Look, Survey, columns_of, plain_types
+from ckptdoctor.targets.survey import Columns, Look, Survey, columns_of, plain_types, slots_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,8 +31,7 @@ class Places:
         """All tensors that code of the model may write to."""
         for module in self.own.values():
             for part in module.modules():
-                for table in (part._parameters, part._buffers):
-                    yield from (t for t in table.values() if t is not None)
+                yield from (tensor for _, tensor in slots_in(part))
 
 
 def places_in(found: Survey) -> Places:
@@ -61,7 +60,7 @@ def places_of(
     if type(model).load_state_dict is not nn.Module.load_state_dict or "load_state_dict" in vars(model):
         return whole
     if bad is None:
-        tensors = [tensor for module in modules for _, tensor in _slots(module)]
+        tensors = [tensor for module in modules for _, tensor in slots_in(module)]
         bad = _no_memory(tensors, columns_of(tensors))
     own_code: dict[type, bool] = {}
     found = Places()
@@ -72,7 +71,7 @@ def places_of(
         kind = type(module)
         if kind not in own_code:
             own_code[kind] = _class_has_own_code(kind)
-        slots = list(_slots(module))
+        slots = list(slots_in(module))
         if own_code[kind] or _has_own_code(module) or (bad and any(id(t) in bad for _, t in slots)):
             found.own[path] = module
             continue
@@ -99,13 +98,6 @@ def _divide(found: Places, state: Mapping[str, Any]) -> bool:
         found.keys.setdefault(path, []).append(key)
     found.direct = direct
     return True
-
-
-def _slots(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for table in (module._parameters, module._buffers):
-        for name, tensor in table.items():
-            if tensor is not None:
-                yield name, tensor
 
 
 _OWN = frozenset(("_load_from_state_dict", "state_dict"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ckptdoctor.apply.staging import Expansion, Want
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.receipt import listing, plural
-from ckptdoctor.targets.survey import Survey
+from ckptdoctor.targets.survey import Survey, slots_in
 
 if TYPE_CHECKING:
     import torch
@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 def slots(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """``(full name, tensor)`` of every parameter and buffer."""
     for path, module in model.named_modules(remove_duplicate=True):
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is not None:
-                    yield (f"{path}.{name}" if path else name), tensor
+        for name, tensor in slots_in(module):
+            yield (f"{path}.{name}" if path else name), tensor
 
 
 def check_keys(expansion: Expansion, live: Mapping[str, Tensor]) -> None:

@@ -252,6 +252,14 @@ def walk_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         stack.extend((child_path, child, depth + 1) for child_path, child in reversed(children))
 
 
+def slots_in(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a module's own parameters and buffers."""
+    for table in (module._parameters, module._buffers):
+        for name, tensor in table.items():
+            if tensor is not None:
+                yield name, tensor
+
+
 def class_name(module: nn.Module) -> str:
     """The name of a module's class; for TorchScript the name of the class it was made from."""
     cls = type(module)

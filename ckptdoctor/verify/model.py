@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
-from itertools import chain
 from operator import attrgetter, is_
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from ckptdoctor.errors import VerifyError
 from ckptdoctor.ops.bits import same_bits
 from ckptdoctor.plan.fills import Fill
 from ckptdoctor.receipt import listing
-from ckptdoctor.targets.survey import Survey, survey
+from ckptdoctor.targets.survey import Survey, slots_in, survey
 from ckptdoctor.verify.replay import Casts, Fills, Reader, dtype_name, lossy_casts, quoted, replayed, words
 
 if TYPE_CHECKING:
@@ -51,8 +50,10 @@ def verify_model(
     state = seen.tensors
     problems = [*_keys(expansion, state), *_meta(seen), *_moved(state, into or {}), *_ties(state, ties)]
     casts = _there(expansion, reader, state, pending) if bits else _as_they_are(expansion, state)
-    left = {key: fill for key, fill in expansion.fills.items() if key not in casts}
-    for key, fill in left.items():
+    left = expansion.fills.keys() - casts.keys()
+    for key, fill in expansion.fills.items() if left else ():
+        if key not in left:
+            continue
         tensor = state.get(key)
         if tensor is None or tensor.is_meta:
             continue
@@ -109,9 +110,8 @@ def _keys(expansion: Fills, state: Mapping[str, Tensor]) -> Iterator[str]:
 
 def _meta(seen: Survey) -> Iterator[str]:
     left = {k for k, t in seen.tensors.items() if t.is_meta}
-    tables = (table for m in seen.modules for table in (m._parameters, m._buffers) if table)
-    slots = seen.hidden.values() if seen.plain else chain.from_iterable(t.values() for t in tables)
-    if any(t is not None and t.is_meta for t in slots):
+    shown = seen.hidden.values() if seen.plain else (t for m in seen.modules for _, t in slots_in(m))
+    if any(tensor.is_meta for tensor in shown):
         model = seen.model
         left |= {k for k, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta}
     if left:
