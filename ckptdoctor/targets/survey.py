@@ -52,19 +52,15 @@ class Look(NamedTuple):
     nbytes: int  # of its storage
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Columns:
-    """Tensors by columns: what each looks like (few different objects) and the identity of its memory."""
+    """Tensors by columns: what each looks like and the identity of its memory. ``few`` has each look once."""
 
     looks: Sequence[Look]
     memories: Sequence[int]
+    few: Sequence[Look]
 
-    @property
-    def few(self) -> list[Look]:
-        """Each look once."""
-        return list({id(look): look for look in self.looks}.values())
-
-    @property
+    @cached_property
     def shared(self) -> bool:
         """Whether two of them have one memory; a tensor that is there twice has."""
         return len(set(self.memories)) < len(self.memories)
@@ -306,7 +302,7 @@ def columns_of(tensors: Sequence[Tensor]) -> Columns:
     known: dict[tuple[Any, ...], int] = {}
     first = list(map(known.setdefault, found, count()))  # the place of the first one that looks like it
     looks = {at: Look(*row) for row, at in known.items()}
-    return Columns(list(map(looks.__getitem__, first)), memories)
+    return Columns(list(map(looks.__getitem__, first)), memories, list(looks.values()))
 
 
 Rows = tuple[Sequence[tuple[Any, ...]], Sequence[int]]  # fields of looks, and identities of memory
