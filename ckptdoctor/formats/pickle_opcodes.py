@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-GET, STOP = ord("h"), ord(".")
+GET, STOP, TEXT = ord("h"), ord("."), ord("X")
 GETS, TEXTS = frozenset(b"hj"), frozenset(b"X\x8c")
 # Bytes of the argument; none where an opcode is not here.
 FIXED = {

@@ -1,93 +1,102 @@
-"""Tensor records as ``torch.save`` writes them, as regular expressions over a pickle's opcodes.
-
-What they match leaves one object of no weight on the unpickler's stack and only small tuples in its memo.
-A text is as many printable bytes as fit, since expressions that spell lengths out take long to compile. So
-whoever uses a match has to compare each text with the length before it: an expression that took the wrong
-number of bytes for a text would see other opcodes than the unpickler does.
-"""
+"""Keys with their tensors in a pickle, as many as follow each other; see `pickle_templates`."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from functools import cache
-from itertools import repeat
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
-Match = Callable[[bytes, int], "re.Match[bytes] | None"]
-FindAll = Callable[[bytes, int], list[tuple[bytes, ...]]]
-Columns = Sequence[Sequence[bytes]]
+from ckptdoctor.formats.pickle_templates import Template, Templates
 
-_TEXT = rb"[ -~]{1,255}"
-
-
-class Rows(NamedTuple):
-    """Takes runs of keys with their tensors apart: ``match`` is for one row, ``find`` for many."""
-
-    match: Match
-    find: FindAll
-
-    def begin(self, data: bytes, at: int) -> bool:
-        """Whether a row is there."""
-        found = self.match(data, at)
-        return found is not None and found[1] is not None
-
-    def take(self, data: bytes, at: int) -> tuple[Columns, int] | None:
-        """The rows from there on, by columns, and where they end; None where the length of a text lies."""
-        rows = self.find(data, at)
-        end = len(data) - len(rows[-1][-1])
-        if rows[-1][-1]:
-            rows.pop()
-        columns = list(zip(*rows, strict=True))
-        return (columns, end) if _fitting(columns) else None
+KEY = 8  # bytes at the end of a key that tell which tensor it is
+_TEXT = ord("X")
 
 
-def _fitting(columns: Columns) -> bool:
-    """Whether each text of each row is as long as the byte before it says."""
-    pairs = ((columns[0], columns[1]), (columns[3], columns[4]))
-    return all(b"".join(lengths) == bytes(map(len, texts)) for lengths, texts in pairs)
+class Kind(NamedTuple):
+    """What many tensors have in common: the opcodes before a storage's key and behind it, without a memo."""
+
+    before: bytes
+    behind: bytes
+    puts: int  # how many entries of the memo a key and its tensor take
 
 
-class Run:
-    """A run of keys, each with its tensor, as rows of what differs; ``start`` and ``end`` are in the file."""
+class Run(NamedTuple):
+    """Keys, each with its tensor; ``base`` and ``next`` are the memo's next index before and behind."""
 
-    def __init__(self, start: int, end: int, columns: Columns) -> None:
-        self.start, self.end = start, end
-        _, keys, functions, _, storages, *rest, _ = columns
-        self.keys, self.storages = _texts(keys), _texts(storages)
-        parts = [functions, *rest]
-        # Most columns hold the same everywhere; the others tell the rows apart.
-        unlike = [column for column in parts if column.count(column[0]) < len(column)]
-        known: dict[tuple[bytes, ...], int] = {}
-        rows = zip(*unlike, strict=True) if unlike else repeat((), len(keys))
-        self.first = list(map(known.setdefault, rows, range(len(keys))))
-        # Number of its first row -> all but key and storage.
-        self.kinds = {i: tuple(column[i] for column in parts) for i in known.values()}
+    length: int
+    base: int
+    next: int
+    keys: list[bytes]
+    storages: list[bytes]
+    kinds: list[int]
 
 
-def _texts(column: Sequence[bytes]) -> list[str]:
-    """Printable bytes as texts."""
-    return b"\n".join(column).decode("ascii").split("\n")
+class Records:
+    """Takes the runs of one pickle. ``kinds`` are those of all of them."""
+
+    def __init__(self, memo: Mapping[int, int]) -> None:
+        self.kinds: list[Kind] = []
+        self._same: dict[Kind, int] = {}
+        self._templates = Templates(memo)
+        self._likely: dict[bytes, Template] = {}  # by the end of the key
+        self._last: Template | None = None
+
+    def forget(self) -> None:
+        """What was taken from the memo, or the bound, is another now."""
+        self._templates.forget()
+        self._likely.clear()
+        self._last = None
+
+    def one(self, data: bytes, at: int, base: int, bound: int) -> Template | None:
+        """The template of a single record, without a key."""
+        return self._templates.fitting(data, at, base, bound)
+
+    def run(self, data: bytes, start: int, base: int, bound: int) -> Run | None:
+        """All keys with tensors from there on; None where there is none."""
+        keys, storages, kinds = [], [], []
+        likely, number = self._likely, int.from_bytes
+        at, end, found, first = start, len(data), self._last, base
+        while at + 5 < end and data[at] == _TEXT and data[at + 2 : at + 5] == b"\0\0\0":
+            behind = at + 5 + data[at + 1]
+            name = data[behind - KEY : behind]
+            found = likely.get(name, found)
+            if found is not None:
+                length, mask, value, step, last, puts, _, text, text_end, alike, numbers, _, _ = found
+                bits = number(data[behind : behind + length], "little")
+            if found is None or bits & mask != value + base * step or base > last or behind + length > end:
+                found = self._templates.fitting(data, behind, base, bound, found and found.layout)
+                if found is None or found.text == found.text_end or found.memoized:
+                    break
+                likely[name] = found
+                continue
+            tail = (bits >> 8 * text_end) & alike
+            kind = numbers.get(tail)
+            if kind is None:
+                kind = numbers[tail] = self._kind(found, tail)
+            keys.append(data[at + 5 : behind])
+            storages.append(data[behind + text : behind + text_end])
+            kinds.append(kind)
+            at = behind + length
+            base += puts
+        self._last = found
+        return Run(at - start, first, base, keys, storages, kinds) if keys else None
+
+    def _kind(self, template: Template, bits: int) -> int:
+        made = Kind(template.layout.before, template.behind(bits), template.puts)
+        kind = self._same.setdefault(made, len(self.kinds))
+        if kind == len(self.kinds):
+            self.kinds.append(made)
+        return kind
 
 
-@cache
-def rows(bound: int, puts: bool) -> Rows:
-    """Keys, each with its tensor; all that can be is put into the memo, or nothing.
-
-    The memo is numbered by LONG_BINPUT from 256 on, and what is taken from it with BINGET is below that: such
-    a row changes nothing that it uses. Each is (length, key, function and type, length, storage key, location
-    and numel, offset and size, stride, flag and hooks, ""). Behind the last comes a row with a rest alone.
-    """
-    found = re.compile(_row(bound, puts) + b"|(.+)", re.S)
-    return Rows(found.match, found.findall)
+def indices(run: Run, kinds: Sequence[Kind]) -> Iterator[int]:
+    """Where the keys of a run are in the memo."""
+    return accumulate((kinds[number].puts for number in run.kinds[:-1]), initial=run.base)
 
 
-def _row(bound: int, puts: bool) -> bytes:
-    # From 256 on and below the bound; that 256 of 65,536 indices are left out makes it a third faster.
-    put = rb"r.[^\0][\0-\x%02x][\0-\x%02x]" % (min(bound >> 16, 0xFF), min(bound >> 24, 0xFF))
-    size = rb"(?:I(?:\x85|I(?:\x86|I\x87))|\)|\(I{0,12}t)"
-    row = rb"X(T)P(G\(\(GG)X(T)P(GI)tPQ(IS)E(S)E([\x88\x89]G)\)RPtPRP".replace(b"S", size)
-    put, unless_empty = (put, b"(?:" + put + b")?+") if puts else (b"", b"")
-    for letter, spelled in ((b"I", rb"(?:K.|M..|J.{4})"), (b"G", b"h."), (b"P", put), (b"E", unless_empty)):
-        row = row.replace(letter, spelled)
-    return row.replace(b"(T)", rb"([^\0])\0\0\0(" + _TEXT + b")")
+def texts(column: list[bytes]) -> list[str] | None:
+    """ASCII bytes as texts; None where some are none, or have a null byte in them."""
+    joined = b"\0".join(column)
+    if not joined.isascii() or joined.count(0) >= len(column):
+        return None
+    return joined.decode("ascii").split("\0")

@@ -6,31 +6,29 @@ process-wide extension registry. None of them is of use to a checkpoint. The sca
 with a stack of weights: how many objects hashing each one would visit.
 
 The opcodes are those of ``Lib/pickletools.py``. Tensor records as ``torch.save`` writes them are skipped at
-once (see `pickle_templates`), and in large files with their keys, many together (see `pickle_records`).
+once (see `pickle_templates`), those with a key many together (see `pickle_records`).
 """
 
 from __future__ import annotations
 
 import pickle
+from bisect import bisect_right
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from ckptdoctor.formats.pickle_opcodes import CALLS, FIXED, GET, GETS, PUSHED, SIZED, STOP, TEXTS
-from ckptdoctor.formats.pickle_templates import LIGHT, Templates
+from ckptdoctor.formats.pickle_opcodes import CALLS, FIXED, GET, GETS, PUSHED, SIZED, STOP, TEXT, TEXTS
+from ckptdoctor.formats.pickle_records import Records, Run, indices
+from ckptdoctor.formats.pickle_templates import LIGHT
 from ckptdoctor.formats.source import Window
-
-if TYPE_CHECKING:
-    from ckptdoctor.formats.pickle_records import Rows, Run
 
 BLOCK = 1 << 18
 MARGIN = 1 << 12  # opcodes, their arguments and records end within this (long strings are stepped over)
 HEAVIEST_KEY = 4000
 ENOUGH = 1 << 40
 RECORD_WEIGHT = 64  # more than any tuple inside a tensor record weighs
-LARGE = 1 << 14  # bytes from which it pays to compile an expression that skips many records together
 SLACK = 8  # bytes of a pickle for one memo index, at least; torch.save needs more than ten
 LONGEST_LINE = 1 << 24
 MARK = -1
+_PUT_SIZES = {ord("q"): 2, ord("r"): 5}  # with the opcode
 
 
 class Scan:
@@ -44,17 +42,16 @@ class Scan:
         self._at = 0  # within _data
         self._stop = 0  # refill from here on
         self._stack: list[int] = []
-        self._memo: dict[int, int] = {}
+        self._marks: list[int] = []  # where in the stack
+        self._memo: dict[int, int] = {}  # all but what runs put there
         self._puts = self._memoized = False
         self._count = 0
-        self._large = False
         self._bound = 1 << 20  # of memo indices that are always allowed
         self._next = 0  # the memo index that BINPUT gives out next
-        self._templates = Templates()  # of records that are skipped one at a time
-        self._rows: Callable[[int, bool], Rows] | None = None  # skips many, each with its key
-        self._ran = False  # a run was skipped
-        self.runs: list[Run] | None = []  # None: something refers into one
-        self._since: set[int] | None = None  # memo indices from 256 on that were set since the last run
+        self.records = Records(self._memo)
+        self._runs: list[tuple[int, Run]] = []  # where each is in the file
+        self._bases: list[int] = []
+        self._broken: set[int] = set()  # runs into which something refers
         self.end = 0  # behind STOP
 
     def run(self) -> None:
@@ -65,8 +62,6 @@ class Scan:
             at, data = self._at, self._data
             op = data[at]
             if op in TEXTS:
-                if self._rows is not None and self._run_skipped():
-                    continue
                 if self._key(op):
                     continue
             elif op in GETS:
@@ -74,7 +69,7 @@ class Scan:
                 if data[args : args + 2] == b"((" and self._record_skipped():
                     continue
                 if op == GET and at + 1 < len(data):
-                    self._stack.append(self._memo.get(data[at + 1], RECORD_WEIGHT))
+                    self._push_from_memo(data[at + 1])
                     self._at = at + 2
                     continue
             elif (size := PUSHED.get(op)) and at + size <= len(data):  # most others, in one go
@@ -100,6 +95,9 @@ class Scan:
         if end + 2 > len(data):
             return False
         put = data[end]
+        args = end + _PUT_SIZES.get(put, 0) + 2
+        if data[args : args + 2] == b"((" and op == TEXT and self._run_skipped():
+            return True
         if put == 0x94:
             self._memo[self._count] = 1
             self._count += 1
@@ -114,8 +112,6 @@ class Scan:
             self._puts = True
             if index >= self._next:
                 self._next = index + 1
-            if self._since is not None:
-                self._since.add(index)
         self._at = end
         self._stack.append(1)
         return True
@@ -134,44 +130,27 @@ class Scan:
             self._stop = len(self._data)
         while position - self._start > SLACK * self._bound:
             self._bound *= 4
-        self._large = self._large or len(self._data) >= LARGE
-        if self._large and not self._memoized:
-            from ckptdoctor.formats.pickle_records import rows
-
-            self._rows = rows
+            self.records.forget()
 
     def _run_skipped(self) -> bool:
-        """Keys and their tensors, as many as follow each other with one way of numbering the memo."""
-        assert self._rows is not None
-        data, at = self._data, self._at
-        behind = at + 5 + int.from_bytes(data[at + 1 : at + 5], "little")
-        rows = self._rows(self._bound, data[behind : behind + 1] == b"r")
-        if self._memoized or not self._puts or not rows.begin(data, at):
+        """Keys and their tensors, as many as follow each other."""
+        run = self.records.run(self._data, self._at, self._next, self._bound)
+        if run is None:
             return False
-        taken = rows.take(data, at)
-        if taken is None:
-            self._rows = None  # until more is read: not for each of many keys again
-            return False
-        columns, end = taken
-        # A key, and something heavier than all that is behind it: it would be refused as a key itself.
-        self._stack += (1, RECORD_WEIGHT * (end - self._at))
-        if self.runs is not None:
-            from ckptdoctor.formats.pickle_records import Run
-
-            self.runs.append(Run(self._base + self._at, self._base + end, columns))
-            self._since = set()
-        if self._data[end - 5] == ord("r"):  # how a row ends that puts itself into the memo
-            self._next = max(self._next, 1 + int.from_bytes(self._data[end - 4 : end], "little"))
-        self._next = max(self._next, 0x100)
-        self._at = end
-        self._puts = self._ran = True
+        self._runs.append((self._base + self._at, run))
+        self._bases.append(run.base)
+        self._at += run.length
+        self._stack += [1] * (2 * len(run.keys))
+        self._puts = self._puts or run.next > run.base
+        self._next = run.next
+        self._one_way()
         return True
 
     def _record_skipped(self) -> bool:
         """A tensor record, unless it is an odd one."""
-        found = self._templates.fitting(self._data, self._at, self._next, self._bound, self._memo)
-        if found is None or (found.far and self._ran):
-            return False  # or it means something in a run
+        found = self.records.one(self._data, self._at, self._next, self._bound)
+        if found is None:
+            return False
         self._at += found.length
         self._stack.append(1)
         self._next += found.puts
@@ -180,6 +159,27 @@ class Scan:
         self._memoized = self._memoized or found.memoized > 0
         self._one_way()
         return True
+
+    @property
+    def runs(self) -> list[tuple[int, Run]]:
+        """The runs into which nothing refers, each with its place in the file."""
+        return [run for i, run in enumerate(self._runs) if i not in self._broken]
+
+    def _push_from_memo(self, index: int) -> None:
+        weight = self._memo.get(index)
+        if weight is None:
+            self._break_run(index)
+            weight = self._memo.get(index, RECORD_WEIGHT)
+        self._stack.append(weight)
+
+    def _break_run(self, index: int) -> None:
+        """The run that put something there is none any more: its keys are remembered like others."""
+        i = bisect_right(self._bases, index) - 1
+        if i < 0 or i in self._broken or index >= self._runs[i][1].next:
+            return
+        self._broken.add(i)
+        for key in indices(self._runs[i][1], self.records.kinds):
+            self._memo.setdefault(key, 1)
 
     def _one_way(self) -> None:
         if self._puts and self._memoized:
@@ -233,12 +233,9 @@ class Scan:
 
     def _to_mark(self) -> list[int]:
         """Remove everything down to the last mark, and that; what it was, in order."""
-        stack = self._stack
-        at = len(stack) - 1
-        while at >= 0 and stack[at] != MARK:
-            at -= 1
-        if at < 0:
+        if not self._marks:
             raise pickle.UnpicklingError("a mark is missing")
+        stack, at = self._stack, self._marks.pop()
         taken = stack[at + 1 :]
         del stack[at:]
         return taken
@@ -277,6 +274,7 @@ class Scan:
 
     def on_mark(self, op: int) -> None:
         """MARK."""
+        self._marks.append(len(self._stack))
         self._stack.append(MARK)
 
     def on_tuple(self, op: int) -> None:
@@ -326,7 +324,8 @@ class Scan:
         """POP takes a mark too."""
         if not self._stack:
             raise pickle.UnpicklingError("it takes more from its stack than there is")
-        self._stack.pop()
+        if self._stack.pop() == MARK:
+            self._marks.pop()
 
     def on_dup(self, op: int) -> None:
         """DUP."""
@@ -355,18 +354,14 @@ class Scan:
             raise pickle.UnpicklingError("it remembers what is not there")
         weight = self._memo[index] = self._stack[-1]
         if index < self._next and weight > LIGHT:
-            self._templates.forget()
+            self.records.forget()
         if self._puts and index >= self._next:
             self._next = index + 1
-        if self._since is not None:
-            self._since.add(index)
 
     def on_get(self, op: int) -> None:
         """GET, BINGET, LONG_BINGET."""
         index = self._index() if op == ord("g") else self._take(FIXED[op])
-        self._stack.append(self._memo.get(index, RECORD_WEIGHT))
-        if self._since is not None and index > 0xFF and index not in self._since:
-            self.runs = self._since = None
+        self._push_from_memo(index)
 
 
 def _handlers() -> list[Callable[[Scan, int], None] | None]:

@@ -15,6 +15,7 @@ from ckptdoctor.formats.words import show
 from ckptdoctor.trees import DTYPE_SIZES
 
 MOST_GLOBALS = 20_000
+FEW = 64  # tensors that are not worth to be read by rows
 MOST_ELEMENTS = 2**60
 ADVICE = "download or copy the file again; if that does not help, save it again where it was made"
 
@@ -198,7 +199,7 @@ def unpickle(
     """
     start = window.position
     scan = _scan(window, path, what)
-    if scan.runs and type(outside) is Storages:
+    if type(outside) is Storages and memo is None and sum(len(run.keys) for _, run in scan.runs) >= FEW:
         whole = _by_rows(scan, window, names, outside)
         if whole is not None:
             window.position = scan.end
@@ -243,6 +244,7 @@ def _by_rows(scan: Scan, window: Window, names: Names, outside: Storages) -> tup
         return None  # tensors that share memory
     names.made.update(own_names.made)
     outside.by_key.update(own.by_key)
+    outside.by_key.update((record.key, record) for record in whole.alone)
     outside.views.update(own.views)
     outside.rows += whole.rows
     return (whole.root,)
