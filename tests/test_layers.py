@@ -132,7 +132,7 @@ NOT_FOR_JSON = {
         "logging",
     ),
     *("importlib.metadata", "ckptdoctor.api", "ckptdoctor.cli.commands", "ckptdoctor.decisions"),
-    *("ckptdoctor.diagnostics", "ckptdoctor.formats.content", "ckptdoctor.formats.pickle_rows"),
+    *("ckptdoctor.diagnostics", "ckptdoctor.formats.content"),
     *("ckptdoctor.keys.grammar", "ckptdoctor.keys.folding", "ckptdoctor.reports.page"),
 }
 

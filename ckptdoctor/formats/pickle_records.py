@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from struct import Struct
 from typing import NamedTuple
 
 from ckptdoctor.formats.pickle_templates import Template, Templates
 
 KEY = 8  # bytes at the end of a key that tell which tensor it is
+MANY = 256  # tensors from which it pays to look for stanzas
+SHORTEST, LONGEST = 8, 32  # rows of a stanza
+MOST = 256  # stanzas
 _TEXT = ord("X")
+
+# Of one tensor: the end of its key, its template, where the key ends, the next index of the memo, its kind.
+Row = tuple[bytes, Template, int, int, int]
 
 
 class Kind(NamedTuple):
@@ -31,6 +38,19 @@ class Run(NamedTuple):
     kinds: list[int]
 
 
+class Stanza(NamedTuple):
+    """Many rows as one, such as all of a layer: everything but their texts, from behind the first key on."""
+
+    length: int
+    mask: int
+    value: int
+    step: int
+    last: int
+    puts: int
+    texts: Callable[[bytes, int], tuple[bytes, ...]]  # a storage's key, the next key, and so on
+    kinds: tuple[int, ...]
+
+
 class Records:
     """Takes the runs of one pickle. ``kinds`` are those of all of them."""
 
@@ -40,11 +60,16 @@ class Records:
         self._templates = Templates(memo)
         self._likely: dict[bytes, Template] = {}  # by the end of the key
         self._last: Template | None = None
+        self._count = 0
+        self._stanzas: dict[bytes, Stanza] = {}  # by the end of the first key
+        self._seen: dict[bytes, list[tuple[Template, int, int]]] = {}  # what may become one
 
     def forget(self) -> None:
         """What was taken from the memo, or the bound, is another now."""
         self._templates.forget()
         self._likely.clear()
+        self._stanzas.clear()
+        self._seen.clear()
         self._last = None
 
     def one(self, data: bytes, at: int, base: int, bound: int) -> Template | None:
@@ -53,12 +78,29 @@ class Records:
 
     def run(self, data: bytes, start: int, base: int, bound: int) -> Run | None:
         """All keys with tensors from there on; None where there is none."""
-        keys, storages, kinds = [], [], []
-        likely, number = self._likely, int.from_bytes
+        keys: list[bytes] = []
+        storages: list[bytes] = []
+        kinds: list[int] = []
+        likely, stanzas, number = self._likely, self._stanzas, int.from_bytes
         at, end, found, first = start, len(data), self._last, base
+        rows: list[Row] | None = [] if self._count > MANY else None
         while at + 5 < end and data[at] == _TEXT and data[at + 2 : at + 5] == b"\0\0\0":
             behind = at + 5 + data[at + 1]
             name = data[behind - KEY : behind]
+            if name in stanzas:
+                length, mask, value, step, last, puts, unpack, alike_kinds = stanzas[name]
+                bits = number(data[behind : behind + length], "little")
+                if bits & mask == value + base * step and base <= last and behind + length <= end:
+                    texts = unpack(data, behind)
+                    keys.append(data[at + 5 : behind])
+                    keys += texts[1::2]
+                    storages += texts[::2]
+                    kinds += alike_kinds
+                    at = behind + length
+                    base += puts
+                    rows = []
+                    continue
+                del stanzas[name]
             found = likely.get(name, found)
             if found is not None:
                 length, mask, value, step, last, puts, _, text, text_end, alike, numbers, _, _ = found
@@ -66,6 +108,7 @@ class Records:
             if found is None or bits & mask != value + base * step or base > last or behind + length > end:
                 found = self._templates.fitting(data, behind, base, bound, found and found.layout)
                 if found is None or found.text == found.text_end or found.memoized:
+                    found = None
                     break
                 likely[name] = found
                 continue
@@ -73,13 +116,30 @@ class Records:
             kind = numbers.get(tail)
             if kind is None:
                 kind = numbers[tail] = self._kind(found, tail)
+            if rows is not None:
+                if len(rows) == LONGEST or (len(rows) >= SHORTEST and name == rows[0][0]):
+                    self._learn(data, rows)
+                    rows.clear()
+                rows.append((name, found, behind, base, kind))
             keys.append(data[at + 5 : behind])
             storages.append(data[behind + text : behind + text_end])
             kinds.append(kind)
             at = behind + length
             base += puts
         self._last = found
+        self._count += len(keys)
         return Run(at - start, first, base, keys, storages, kinds) if keys else None
+
+    def _learn(self, data: bytes, rows: list[Row]) -> None:
+        """Rows that were seen a second time, with keys of the same lengths, become a stanza."""
+        name, _, start, _, _ = rows[0]
+        form = [(row[1], row[2] - start, row[4]) for row in rows]
+        if self._seen.get(name) == form:
+            self._stanzas[name] = _stanza(data, rows)
+        elif len(self._seen) == MOST:
+            self._seen.clear()
+            self._stanzas.clear()
+        self._seen[name] = form
 
     def _kind(self, template: Template, bits: int) -> int:
         made = Kind(template.layout.before, template.behind(bits), template.puts)
@@ -87,6 +147,29 @@ class Records:
         if kind == len(self.kinds):
             self.kinds.append(made)
         return kind
+
+
+def _stanza(data: bytes, rows: list[Row]) -> Stanza:
+    _, _, start, base, _ = rows[0]
+    mask = value = step = puts = 0
+    end, last, texts = start, rows[0][1].last, ["<"]
+    for _, row, behind, at, _ in rows:
+        if behind > start:  # the head of the key counts, the key does not
+            shift = 8 * (end - start)
+            mask |= 0xFFFFFFFFFF << shift
+            value |= int.from_bytes(data[end : end + 5], "little") << shift
+            texts.append(f"5x{behind - end - 5}s")
+        shift = 8 * (behind - start)
+        end = behind + row.length
+        exact = (1 << 8 * row.length) - 1 & ~((1 << 8 * row.text_end) - (1 << 8 * row.text))
+        mask |= exact << shift
+        value |= (int.from_bytes(data[behind:end], "little") & exact) - base * row.step << shift
+        step |= row.step << shift
+        last = min(last, row.last - (at - base))
+        puts += row.puts
+        texts.append(f"{row.text}x{row.text_end - row.text}s{row.length - row.text_end}x")
+    unpack = Struct("".join(texts)).unpack_from
+    return Stanza(end - start, mask, value, step, last, puts, unpack, tuple(row[4] for row in rows))
 
 
 def indices(run: Run, kinds: Sequence[Kind]) -> Iterator[int]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ckptdoctor.errors import ReadError
 from ckptdoctor.formats.inert import Inert, StorageRecord, StorageType, StorageView, TensorRows, stand_in
+from ckptdoctor.formats.pickle_rows import read_rows
 from ckptdoctor.formats.pickle_scan import Scan
 from ckptdoctor.formats.rebuild import STORAGE_DTYPES, resolve
 from ckptdoctor.formats.source import Window, corrupt
@@ -230,8 +231,6 @@ def unpickle(
 
 def _by_rows(scan: Scan, window: Window, names: Names, outside: Storages) -> tuple[Any] | None:
     """The object, with `TensorRows` in it; None where the pickle has to be unpickled as it is."""
-    from ckptdoctor.formats.pickle_rows import read_rows
-
     own_names, own = Names(), Storages()
     own_names.made.update(names.made)
     whole = read_rows(scan, window, lambda short: SafeUnpickler(short, own_names, own, "utf-8").load())
