@@ -58,8 +58,9 @@ def with_facts(archive: Archive) -> Archive:
 
 
 def _beside(folder: str) -> tuple[Fact, ...]:
+    there = [n for n in BESIDE if os.access(os.path.join(folder, n), os.F_OK)]  # mostly none
     return tuple(
-        f for n in BESIDE for f in facts_of(_object(os.path.join(folder, n)), f"{n} beside the checkpoint")
+        f for n in there for f in facts_of(_object(os.path.join(folder, n)), f"{n} beside the checkpoint")
     )
 
 
