@@ -6,7 +6,7 @@ anything about them is unusual, or fails, each is read by itself, which finds th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_shape = attrgetter("shape")
+_shape, _dtype = attrgetter("shape"), attrgetter("dtype")
 
 
 def made_values(
@@ -34,14 +34,14 @@ def made_values(
     """What is written before the check, in memory of its own; and what is copied from the reader's after."""
     steady = getattr(reader, "steady", False)  # what it gives is nobody else's, so it need not be copied
     lends = getattr(reader, "lends", None) if device is None or str(device) == "cpu" else None
-    read = _read(expansion, reader, places) if steady and on_tensor is None else {}
+    read, whole = _read(expansion, reader, places) if steady and on_tensor is None else ({}, False)
     values: dict[str, Tensor] = {}
     pending = Pending()
     where = {look.device.type for look in found.columns.few}
     if where == {"cpu"}:
         pending = Pending({key: places.direct[key] for key in read}, read)
-    elif where == {"meta"} and lends:
-        values = _lent(read, expansion, found, lends)
+    elif where == {"meta"} and lends and whole and _all_fit(read, found):
+        values = dict(read)
     for key, fill in expansion.fills.items():
         if fill.kind != "load" or key in pending.values or key in values:
             continue
@@ -63,41 +63,39 @@ def _fits(value: Tensor, tensor: Tensor) -> bool:
     return tensor.is_contiguous() and value.dtype == tensor.dtype
 
 
-def _lent(
-    read: dict[str, Tensor], expansion: Expansion, found: Survey, lends: Callable[[str], bool]
-) -> dict[str, Tensor]:
-    """What was read, if the memory of all of it can become the model's."""
-    tensors = list(map(found.tensors.__getitem__, read))
-    if not all(map(_fits, read.values(), tensors)):
-        return {}
-    return dict(read) if all(lends(expansion.fills[key].sources[0]) for key in read) else {}
+def _all_fit(read: dict[str, Tensor], found: Survey) -> bool:
+    """The same for all, by columns."""
+    wanted = map(_dtype, map(found.tensors.__getitem__, read))
+    return not any(look.strides for look in found.columns.few) and list(wanted) == list(
+        map(_dtype, read.values())
+    )
 
 
-def _read(expansion: Expansion, reader: Reader, places: Places) -> dict[str, Tensor]:
-    """The tensors that no op changes, from a reader that gives new ones; none where one is not as usual."""
+def _read(expansion: Expansion, reader: Reader, places: Places) -> tuple[dict[str, Tensor], bool]:
+    """The tensors that no op changes, from a reader that gives new ones; none where one is not as usual.
+
+    And whether each has the memory of a whole storage in a mapped file for itself.
+    """
     usual = {
         key: fill.sources[0]
         for key, fill in expansion.fills.items()
         if fill.kind == "load" and not fill.ops and len(fill.sources) == 1 and key in places.direct
     }
+    all_of: Callable[[Iterable[str]], Sequence[Tensor] | None] = getattr(reader, "all_of", lambda keys: None)
     try:
-        values = _plain(reader, list(usual.values()))
+        whole = all_of(usual.values())
+        values = whole if whole is not None else _plain(map(reader, usual.values()))
     except Exception:
-        return {}
-    shapes = list(map(_shape, map(places.direct.__getitem__, usual)))
-    if values is not None and shapes == list(map(_shape, values)):
-        return dict(zip(usual, values, strict=True))
-    return {}
+        return {}, False
+    if list(map(_shape, map(places.direct.__getitem__, usual))) == list(map(_shape, values)):
+        return dict(zip(usual, values, strict=True)), whole is not None
+    return {}, False
 
 
-def _plain(reader: Reader, sources: Sequence[str]) -> Sequence[Tensor] | None:
-    """The tensors of the file, which are plain memory of the CPU; None where one is not."""
+def _plain(tensors: Iterable[Tensor]) -> Sequence[Tensor]:
+    """Those, if all are plain memory of the CPU; else none."""
     import torch
 
-    all_of: Callable[[Sequence[str]], Sequence[Tensor] | None] = getattr(reader, "all_of", lambda keys: None)
-    found = all_of(sources)
-    if found is not None:
-        return found
-    values = list(map(reader, sources))
+    values = list(tensors)
     flags = map(attrgetter("is_cpu", "layout", "is_quantized", "requires_grad"), values)
-    return values if set(flags) <= {(True, torch.strided, False, False)} else None
+    return values if set(flags) <= {(True, torch.strided, False, False)} else []
