@@ -60,6 +60,8 @@ def _square(state: State, match: Match) -> bool:
 
 def exchanged(state: State) -> None:
     """Two matrices of one module that fit as they are, or each in the other's place when both are turned."""
+    if all(map(_named, {m.evidence for m in state.matches.values()})):
+        return
     rows = [m for m in state.matches.values() if m.status == "safe" and not m.ops and _oblong(state, m)]
     if not rows:
         return

@@ -158,6 +158,8 @@ class _Parts:
         name_of = {key: name for name, key in names.items()}
         loaded = [self.alignment.matches[k] for k, f in self.fills.items() if f.kind == "load"]
         alone, others = _alone(loaded)
+        if not others and all(name_of[m.sources[0]] == m.target for m in alone):
+            return Moves([], len(alone))  # after the strips all have the model's names
         exclusive, shared = by_sharing(sets(others, name_of, self.source))
         plain = {name_of[m.sources[0]]: m.target for m in alone}
         plain |= {s.sources[0]: s.made[0][0] for s in exclusive if s.plain}
