@@ -27,6 +27,9 @@ STATE = {
     "flag": torch.tensor([True, False, True]),
 }
 
+SHAPES = [(24,), (2, 12), (1, 4, 6), (2, 1, 3, 4, 1)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool]
+
 
 def saved(folder: Path, kind: str) -> Path:
     path = folder / f"model.{kind}"
@@ -267,3 +270,49 @@ def test_memory_whose_checksum_was_not_looked_at_is_not_known(tmp_path: Path) ->
     assert careless.holds("a", careless("a")) and not careful.holds("a", careless("a"))
     careful.check(["a"])
     assert careful.holds("a", careless("a"))
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_tensors_that_are_read_together_are_as_those_that_are_read_alone(tmp_path: Path, kind: str) -> None:
+    state = {
+        f"{n}.{d}": torch.arange(24).reshape(shape).to(d) for n, shape in enumerate(SHAPES) for d in DTYPES
+    }
+    state |= {f"scalar.{d}": torch.tensor(1).to(d) for d in DTYPES}
+    path = tmp_path / f"m.{kind}"
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    read = opened(path, mapped=True)
+    before = path.read_bytes()
+    together = read.all_of(state)
+    assert together is not None
+    for key, found in zip(state, together, strict=True):
+        alone = read(key)
+        assert found.shape == alone.shape == state[key].shape and found.dtype == state[key].dtype
+        assert found.is_contiguous() and not found._is_view() and found.data_ptr() == alone.data_ptr()
+        assert found.untyped_storage().nbytes() == state[key].untyped_storage().nbytes()
+        assert torch.equal(found, state[key])
+        found.zero_()
+    assert path.read_bytes() == before
+
+
+def test_what_is_no_whole_storage_is_not_read_together(tmp_path: Path) -> None:
+    base = torch.arange(12.0)
+    torch.save(
+        {"a": base[:4], "b": base[4:], "whole": torch.ones(3), "empty": torch.ones(0)}, tmp_path / "m.pth"
+    )
+    read = opened(tmp_path / "m.pth", mapped=True)
+    for keys in (["a"], ["whole", "b"], ["empty"]):
+        assert read.all_of(keys) is None
+    assert read.all_of(["whole"]) is not None and opened(tmp_path / "m.pth").all_of(["whole"]) is None
+
+
+def test_a_checksum_is_looked_at_before_tensors_are_given_together(tmp_path: Path) -> None:
+    path = saved(tmp_path, "pth")
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(STATE["a"].numpy().tobytes())] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CorruptCheckpointError, match="the bytes of a "):
+        opened(path, mapped=True).all_of(["b", "a"])
+    assert opened(path, mapped=True, check_crc=False).all_of(["b", "a"]) is not None
