@@ -58,10 +58,9 @@ def with_facts(archive: Archive) -> Archive:
 
 
 def _beside(folder: str) -> tuple[Fact, ...]:
-    there = [n for n in BESIDE if os.access(os.path.join(folder, n), os.F_OK)]  # mostly none
-    return tuple(
-        f for n in there for f in facts_of(_object(os.path.join(folder, n)), f"{n} beside the checkpoint")
-    )
+    at = os.path.join(folder, "")
+    there = [n for n in BESIDE if os.access(at + n, os.F_OK)]  # seldom any; the fastest way to ask
+    return tuple(f for n in there for f in facts_of(_object(at + n), f"{n} beside the checkpoint"))
 
 
 def _object(file: str) -> dict[Any, Any]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ckptdoctor.formats.pickle_templates import Template, Templates
 
 KEY = 8  # bytes at the end of a key that tell which tensor it is
-MANY = 256  # tensors from which it pays to look for stanzas
+LARGE = 1 << 15  # bytes of a pickle from which it pays to look for stanzas
 SHORTEST, LONGEST = 8, 32  # rows of a stanza
 MOST = 256  # stanzas
 _TEXT = ord("X")
@@ -60,7 +60,6 @@ class Records:
         self._templates = Templates(memo)
         self._likely: dict[bytes, Template] = {}  # by the end of the key
         self._last: Template | None = None
-        self._count = 0
         self._stanzas: dict[bytes, Stanza] = {}  # by the end of the first key
         self._seen: dict[bytes, list[tuple[Template, int, int]]] = {}  # what may become one
 
@@ -83,11 +82,11 @@ class Records:
         kinds: list[int] = []
         likely, stanzas, number = self._likely, self._stanzas, int.from_bytes
         at, end, found, first = start, len(data), self._last, base
-        rows: list[Row] | None = [] if self._count > MANY else None
+        rows: list[Row] | None = [] if end >= LARGE else None
         while at + 5 < end and data[at] == _TEXT and data[at + 2 : at + 5] == b"\0\0\0":
             behind = at + 5 + data[at + 1]
             name = data[behind - KEY : behind]
-            if name in stanzas:
+            if stanzas and name in stanzas:
                 length, mask, value, step, last, puts, unpack, alike_kinds = stanzas[name]
                 bits = number(data[behind : behind + length], "little")
                 if bits & mask == value + base * step and base <= last and behind + length <= end:
@@ -127,7 +126,6 @@ class Records:
             at = behind + length
             base += puts
         self._last = found
-        self._count += len(keys)
         return Run(at - start, first, base, keys, storages, kinds) if keys else None
 
     def _learn(self, data: bytes, rows: list[Row]) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ckptdoctor.formats.pickle_opcodes import FIXED, GET
+from ckptdoctor.formats.pickle_opcodes import FIXED, GETS
 
 LIGHT = 2  # the weight of what a record may take from the memo: texts and globals
 MOST = 64  # templates that are tried for one record
 LONGEST_TEXT, MOST_DIMENSIONS = 255, 12
 
-_LONG_GET, _NONE, _SHORT_PUT = ord("j"), ord("N"), ord("q")
+_NONE, _SHORT_PUT = ord("N"), ord("q")
 _MARK, _EMPTY, _TUPLES = ord("("), ord(")"), (b"", b"\x85", b"\x86", b"\x87")
 _NUMBERS = {op: (1 + FIXED[op], b"\xff" + bytes(FIXED[op])) for op in b"KMJ"}
 _TEXTS = {ord("X"): 4, 0x8C: 1}  # bytes of the length
@@ -70,11 +70,11 @@ class Layout:
     """
 
     def __init__(self, pieces: tuple[tuple[bytes, bytes], ...], text: int, op: int, bound: int) -> None:
-        self.pieces, self.text, self._op, self._bound = pieces, text, op, bound
+        self.pieces, self.text, self.op, self._bound = pieces, text, op, bound
         self.key = pieces, text, op
         self.before = b"".join([piece for piece, _ in pieces[: text + 1]])
         self._made: dict[tuple[int, int], Template] = {}
-        self._kinds: dict[int, dict[int, int]] = {}
+        self._like: dict[int, Template] = {}  # one of each form
 
     def template(self, form: int, size: int) -> Template:
         """It with a text of that size, and with that way of numbering the memo."""
@@ -82,7 +82,9 @@ class Layout:
         if found is None:
             if len(self._made) == MOST:
                 self._made.clear()
-            found = self._made[form, size] = self._new(form, size)
+            like = self._like.get(form)
+            found = self._new(form, size) if like is None else _resized(like, size)
+            self._made[form, size] = self._like[form] = found
         return found
 
     def _new(self, form: int, size: int) -> Template:
@@ -93,7 +95,7 @@ class Layout:
             masks.append(mask)
             at += len(value)
             if n == self.text:
-                head = bytes([self._op]) + size.to_bytes(_TEXTS[self._op], "little")
+                head = bytes([self.op]) + size.to_bytes(_TEXTS[self.op], "little")
                 values += (head, bytes(size))
                 masks += (_ONES[len(head)], bytes(size))
                 text = at + len(head)
@@ -117,10 +119,32 @@ class Layout:
             text,
             text_end,
             ((1 << 8 * at) - 1 - indices) >> 8 * text_end,
-            self._kinds.setdefault(form, {}),
+            {},
             self,
             form,
         )
+
+
+def _resized(template: Template, size: int) -> Template:
+    """The same with a text of another size."""
+    length, mask, value, step, last, puts, memoized, text, text_end, alike, kinds, layout, form = template
+    below, above, shift = (1 << 8 * text) - 1, 8 * text_end, 8 * (text + size)
+    place = 8 * (text - _TEXTS[layout.op])  # of the size itself
+    return Template(
+        length + text + size - text_end,
+        (mask & below) + (mask >> above << shift),
+        (value & below) + ((size - text_end + text) << place) + (value >> above << shift),
+        (step & below) + (step >> above << shift),
+        last,
+        puts,
+        memoized,
+        text,
+        text + size,
+        alike,
+        kinds,
+        layout,
+        form,
+    )
 
 
 class _Odd(Exception):
@@ -151,17 +175,17 @@ class Templates:
         if at >= len(data):
             return None
         found = likely and _with_other_text(likely, data, at, base)
-        if not found:
-            found = next((t for t in self._known if _fits(t, data, at, base)), None)
-        if found is None:
-            found = self._new(data, at, base, bound)
-        if found is None or self._known[:1] == [found]:
+        if found:
             return found
-        if found in self._known:  # in front, since the next one is often like it
-            self._known.remove(found)
-        elif len(self._known) == MOST:
-            self._known.pop()
-        self._known.insert(0, found)
+        for i, known in enumerate(self._known):
+            if _fits(known, data, at, base):
+                if i:  # in front, since the next one is often like it
+                    self._known.insert(0, self._known.pop(i))
+                return known
+        found = self._new(data, at, base, bound)
+        if found is not None:
+            self._known.insert(0, found)
+            del self._known[MOST:]
         return found
 
     def _new(self, data: bytes, at: int, base: int, bound: int) -> Template | None:
@@ -256,13 +280,13 @@ class _Draft:
 
     def _get(self) -> None:
         """Something light from the memo."""
-        op = self._data[self._at]
-        if op != GET and op != _LONG_GET:
+        data, at = self._data, self._at
+        size = FIXED[op] + 1 if (op := data[at]) in GETS else 0
+        if self._memo.get(int.from_bytes(data[at + 1 : at + size], "little"), LIGHT + 1) > LIGHT or not size:
             raise _Odd
-        piece = self._data[self._at : self._at + (2 if op == GET else 5)]
-        if self._memo.get(int.from_bytes(piece[1:], "little"), LIGHT + 1) > LIGHT:
-            raise _Odd
-        self._fixed(piece)
+        self._values.append(data[at : at + size])
+        self._masks.append(_ONES[size])
+        self._at = at + size
 
     def _end(self) -> None:
         """A piece ends where something is put into the memo, if anything is."""

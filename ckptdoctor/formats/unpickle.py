@@ -61,12 +61,12 @@ class Storages:
         self.rows: list[TensorRows] = []  # their storages are not in `by_key`, unless they stood alone
 
     def everything(self) -> dict[str, StorageRecord]:
-        """All storages, those in rows too."""
-        found = dict(self.by_key)
+        """All storages, those in rows first."""
+        found: dict[str, StorageRecord] = {}
         for rows in self.rows:
             for record in rows.records().values():
                 found.setdefault(record.storage.key, record.storage)
-        return found
+        return found | self.by_key
 
     def columns(self) -> tuple[list[str], list[tuple[str, str]], list[int], list[int]]:
         """Keys; dtypes with devices, of each kind; kinds; bytes: of all, as the file has them.

@@ -47,16 +47,7 @@ class Directory:
 
     def _end_record(self) -> tuple[int, int, int]:
         """Offset, entries and bytes of the central directory."""
-        file_size = self.source.size
-        tail_at = max(0, file_size - END.size - MOST_COMMENT)
-        tail = self.source.exactly(tail_at, file_size - tail_at, "the end of the zip")
-        at = tail.rfind(b"PK\x05\x06")
-        while at >= 0 and (len(tail) - at < END.size or self._comment_end(tail, at) != len(tail)):
-            at = tail.rfind(b"PK\x05\x06", 0, at)
-        if at < 0:
-            raise self._bad(
-                "a zip file whose end is missing (no central directory): truncated, or still being written"
-            )
+        tail_at, tail, at = self._end_mark()
         _, disk, first_disk, here, count, size, start, _ = END.unpack_from(tail, at)
         end = tail_at + at
         if U32 in (size, start) or count == 0xFFFF or self._locator(end) is not None:
@@ -66,6 +57,21 @@ class Directory:
         if start + size != end:
             raise self._bad(f"its central directory should end at byte {end}, not at {start + size}")
         return start, count, size
+
+    def _end_mark(self) -> tuple[int, bytes, int]:
+        """The end of the file, where it begins, and where the end record is in it."""
+        file_size = self.source.size
+        for most in (END.size, END.size + MOST_COMMENT):  # mostly there is no comment
+            tail_at = max(0, file_size - most)
+            tail = self.source.exactly(tail_at, file_size - tail_at, "the end of the zip")
+            at = tail.rfind(b"PK\x05\x06")
+            while at >= 0 and (len(tail) - at < END.size or self._comment_end(tail, at) != len(tail)):
+                at = tail.rfind(b"PK\x05\x06", 0, at)
+            if at >= 0:
+                return tail_at, tail, at
+        raise self._bad(
+            "a zip file whose end is missing (no central directory): truncated, or still being written"
+        )
 
     def _comment_end(self, tail: bytes, at: int) -> int:
         length: int = END.unpack_from(tail, at)[7]
