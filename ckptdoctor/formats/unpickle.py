@@ -16,7 +16,7 @@ from ckptdoctor.formats.words import show
 from ckptdoctor.trees import DTYPE_SIZES
 
 MOST_GLOBALS = 20_000
-FEW = 64  # tensors that are not worth to be read by rows
+FEW = 24  # tensors that are not worth to be read by rows
 MOST_ELEMENTS = 2**60
 ADVICE = "download or copy the file again; if that does not help, save it again where it was made"
 
