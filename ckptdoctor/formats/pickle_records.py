@@ -33,8 +33,8 @@ class Run(NamedTuple):
     length: int
     base: int
     next: int
-    keys: list[bytes]
-    storages: list[bytes]
+    keys: list[str] | None  # None: one of them is better left to the unpickler
+    storages: list[str] | None
     kinds: list[int]
 
 
@@ -126,7 +126,7 @@ class Records:
             at = behind + length
             base += puts
         self._last = found
-        return Run(at - start, first, base, keys, storages, kinds) if keys else None
+        return Run(at - start, first, base, _texts(keys), _texts(storages), kinds) if keys else None
 
     def _learn(self, data: bytes, rows: list[Row]) -> None:
         """Rows that were seen a second time, with keys of the same lengths, become a stanza."""
@@ -175,7 +175,7 @@ def indices(run: Run, kinds: Sequence[Kind]) -> Iterator[int]:
     return accumulate((kinds[number].puts for number in run.kinds[:-1]), initial=run.base)
 
 
-def texts(column: list[bytes]) -> list[str] | None:
+def _texts(column: list[bytes]) -> list[str] | None:
     """ASCII bytes as texts; None where some are none, or have a null byte in them."""
     joined = b"\0".join(column)
     if not joined.isascii() or joined.count(0) >= len(column):

@@ -200,7 +200,7 @@ def unpickle(
     """
     start = window.position
     scan = _scan(window, path, what)
-    if type(outside) is Storages and memo is None and sum(len(run.keys) for _, run in scan.runs) >= FEW:
+    if type(outside) is Storages and memo is None and sum(len(run.kinds) for _, run in scan.runs) >= FEW:
         whole = _by_rows(scan, window, names, outside)
         if whole is not None:
             window.position = scan.end

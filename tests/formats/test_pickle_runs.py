@@ -266,5 +266,5 @@ def test_stanzas_are_found() -> None:
         found, scan = left(bytes(writer.out))
     with patched(*NOTHING):
         assert left(bytes(writer.out))[0] == found
-    assert [len(run.keys) for _, run in scan.runs] == [1799]
+    assert [len(run.kinds) for _, run in scan.runs] == [1799]
     assert made == [8] * len(made) and 0 < len(made) < 5  # one for each length of keys

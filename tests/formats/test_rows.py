@@ -228,7 +228,7 @@ def test_tensors_without_dimensions_are_in_the_runs(tmp_path: Path) -> None:
     pickle, _ = parts(tmp_path / "norms.pth")
     scan = Scan(window_of_bytes(pickle))
     scan.run()
-    assert sum(len(run.keys) for _, run in scan.runs) == 300 - 2  # those that name their classes
+    assert sum(len(run.kinds) for _, run in scan.runs) == 300 - 2  # those that name their classes
     assert_alike(tmp_path / "norms.pth")
 
 
@@ -260,7 +260,7 @@ def test_a_large_file_of_ours_is_read_by_columns(tmp_path: Path) -> None:
     pickle, _ = parts(tmp_path / "ours.pth")
     scan = Scan(window_of_bytes(pickle))
     scan.run()
-    assert sum(len(run.keys) for _, run in scan.runs) > 5990
+    assert sum(len(run.kinds) for _, run in scan.runs) > 5990
     assert_alike(tmp_path / "ours.pth")
 
 
@@ -275,7 +275,7 @@ def test_most_records_of_a_small_file_are_like_one_before(protocol: int, tmp_pat
         patch.setattr(pickle_templates._Draft, "record", lambda draft: made.append(record(draft)))
         scan.run()
     # All but the first, which names its classes.
-    assert [len(run.keys) for _, run in scan.runs] == ([59] if protocol == 2 else [])
+    assert [len(run.kinds) for _, run in scan.runs] == ([59] if protocol == 2 else [])
     assert len(made) == (1 if protocol == 2 else 2)  # keys of one digit, and of two
 
 
@@ -338,7 +338,7 @@ def test_a_long_key_whose_length_lies_is_not_skipped() -> None:
             Scan(window_of_bytes(pickle[: at + 1] + b"\x15" + pickle[at + 2 :])),
         )
         good.run()
-        assert sum(len(run.keys) for _, run in good.runs) > 20
+        assert sum(len(run.kinds) for _, run in good.runs) > 20
         with pytest.raises(Exception, match=r"opcode|takes|mark"):
             bad.run()
 
