@@ -18,9 +18,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 
 from ckptdoctor.errors import ReadError
-from ckptdoctor.formats import open_checkpoint, pickle_templates, unpickle, zip_directory, zip_members
+from ckptdoctor.formats import (
+    open_checkpoint,
+    pickle_records,
+    pickle_templates,
+    unpickle,
+    zip_directory,
+    zip_members,
+)
 from ckptdoctor.formats.base import Archive
 from ckptdoctor.formats.blobs import Files
+from ckptdoctor.formats.envelope import open_envelope
 from ckptdoctor.formats.lazy import LazySpecs
 from ckptdoctor.formats.pickle_scan import Scan
 from ckptdoctor.formats.rows import added, any_above
@@ -35,6 +43,8 @@ from ckptdoctor.writers import Contents, Piece, write_contents
 
 COLUMNS = (
     (unpickle, "FEW", 1),
+    (pickle_records, "LARGE", 0),
+    (pickle_records, "SHORTEST", 2),
     (zip_members, "FEW", 2),
 )
 
@@ -136,7 +146,7 @@ state_dicts = st.dictionaries(names, made, min_size=1, max_size=60)
 
 @given(
     state=state_dicts,
-    form=st.sampled_from(["plain", "ordered", "envelope", "twice", "tied", "list", "numbers"]),
+    form=st.sampled_from(["plain", "ordered", "envelope", "status", "twice", "tied", "list", "numbers"]),
     protocol=st.sampled_from([2, 2, 2, 4]),
 )
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -158,6 +168,8 @@ def test_by_columns_and_one_by_one_are_the_same(
             "optimizer": {"state": {}, "param_groups": []},
             "words": ["a"],
         }
+    elif form == "status":  # of an optimizer, as far as its keys say
+        whole = {"optimizer": {"state": {0: state, 1: dict(state)}, "param_groups": []}, "state_dict": many}
     elif form == "twice":
         whole = {"model": state, "ema": state, "list": [state]}
     elif form == "tied":
@@ -209,6 +221,15 @@ def test_a_tree_of_columns_says_what_a_tree_of_specs_says(tmp_path: Path, shared
     assert (tree.ties, tree.shapes, tree.dtypes) == (plain.ties, plain.shapes, plain.dtypes)
     assert (tree.devices, tree.digest) == (plain.devices, plain.digest)
     assert len(tree.ties) == shared
+
+
+def test_the_envelope_of_a_large_file_can_be_kept(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": large()}, tmp_path / "last.pth")
+    archive = open_checkpoint(tmp_path / "last.pth")
+    envelope = open_envelope(archive, archive["state_dict"])
+    assert lazily(archive) and envelope is not None
+    assert len(envelope.node) == 3000 and envelope.kept == {}
+    assert b"epoch" in envelope.written(lambda: b"N", lambda _: None)[:60]
 
 
 def test_a_training_status_is_read_by_columns(tmp_path: Path) -> None:
