@@ -87,6 +87,7 @@ class Recent:
                 texts.append(f"5x{behind - end - 5}s")
             shift = 8 * (behind - start)
             end = behind + row.length
+            # A text may be any; how long it is counts.
             exact = (1 << 8 * row.length) - 1 & ~((1 << 8 * row.text_end) - (1 << 8 * row.text))
             mask |= exact << shift
             value |= (int.from_bytes(data[behind:end], "little") & exact) - base * row.step << shift
@@ -128,6 +129,7 @@ class Records:
         likely, stanza, number = self._likely, self._stanza, int.from_bytes
         at, end, found, first = start, len(data), self._last, base
         recent = Recent() if end >= LARGE else None
+        # One loop without calls: it is most of the time that a scan takes.
         while at + 5 < end and data[at] == _TEXT and data[at + 2 : at + 5] == b"\0\0\0":
             behind = at + 5 + data[at + 1]
             if stanza is not None:
