@@ -10,13 +10,12 @@ from typing import NamedTuple
 from ckptdoctor.formats.pickle_templates import Template, Templates
 
 KEY = 8  # bytes at the end of a key that tell which tensor it is
-LARGE = 1 << 15  # bytes of a pickle from which it pays to look for stanzas
+LARGE = 1 << 16  # bytes of a pickle from which it pays to look for stanzas
 SHORTEST, LONGEST = 8, 32  # rows of a stanza
-MOST = 256  # stanzas
 _TEXT = ord("X")
 
-# Of one tensor: the end of its key, its template, where the key ends, the next index of the memo, its kind.
-Row = tuple[bytes, Template, int, int, int]
+# Of one tensor: its template, where its key ends, the next index of the memo there.
+Row = tuple[Template, int, int]
 
 
 class Kind(NamedTuple):
@@ -33,8 +32,8 @@ class Run(NamedTuple):
     length: int
     base: int
     next: int
-    keys: list[bytes]
-    storages: list[bytes]
+    keys: list[str] | None  # None: one of them is better left to the unpickler
+    storages: list[str] | None
     kinds: list[int]
 
 
@@ -51,6 +50,56 @@ class Stanza(NamedTuple):
     kinds: tuple[int, ...]
 
 
+class Recent:
+    """The last rows, in which those are looked for that repeat the ones before them."""
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+        self._forms: list[tuple[int, int, int]] = []
+        self._place: dict[tuple[int, int, int], int] = {}  # the last one of each form
+        self._period = self._repeated = 0
+
+    def repeat(self, template: Template, head: int, kind: int, behind: int, base: int) -> bool:
+        """Add a row; whether enough of the last ones are like those before them."""
+        form, n = (id(template), head, kind), len(self._rows)
+        self._rows.append((template, behind, base))
+        if self._period and self._forms[n - self._period] == form:
+            self._repeated += 1
+        else:
+            self._period = min(n - self._place.get(form, n), LONGEST)
+            self._repeated = int(self._period > 0)
+        self._forms.append(form)
+        self._place[form] = n
+        return self._repeated >= max(self._period, SHORTEST) and self._period > 0
+
+    def stanza(self, data: bytes) -> Stanza:
+        """The last rows as one."""
+        count = self._period * max(1, SHORTEST // self._period)
+        rows = self._rows[-count:]
+        _, start, base = rows[0]
+        mask = value = step = puts = 0
+        end, last, texts = start, rows[0][0].last, ["<"]
+        for row, behind, at in rows:
+            if behind > start:  # the head of the key counts, the key does not
+                shift = 8 * (end - start)
+                mask |= 0xFFFFFFFFFF << shift
+                value |= int.from_bytes(data[end : end + 5], "little") << shift
+                texts.append(f"5x{behind - end - 5}s")
+            shift = 8 * (behind - start)
+            end = behind + row.length
+            # A text may be any; how long it is counts.
+            exact = (1 << 8 * row.length) - 1 & ~((1 << 8 * row.text_end) - (1 << 8 * row.text))
+            mask |= exact << shift
+            value |= (int.from_bytes(data[behind:end], "little") & exact) - base * row.step << shift
+            step |= row.step << shift
+            last = min(last, row.last - (at - base))
+            puts += row.puts
+            texts.append(f"{row.text}x{row.text_end - row.text}s{row.length - row.text_end}x")
+        kinds = tuple(kind for _, _, kind in self._forms[-count:])
+        unpack = Struct("".join(texts)).unpack_from
+        return Stanza(end - start, mask, value, step, last, puts, unpack, kinds)
+
+
 class Records:
     """Takes the runs of one pickle. ``kinds`` are those of all of them."""
 
@@ -60,16 +109,13 @@ class Records:
         self._templates = Templates(memo)
         self._likely: dict[bytes, Template] = {}  # by the end of the key
         self._last: Template | None = None
-        self._stanzas: dict[bytes, Stanza] = {}  # by the end of the first key
-        self._seen: dict[bytes, list[tuple[Template, int, int]]] = {}  # what may become one
+        self._stanza: Stanza | None = None  # what comes next, if it goes on as before
 
     def forget(self) -> None:
         """What was taken from the memo, or the bound, is another now."""
         self._templates.forget()
         self._likely.clear()
-        self._stanzas.clear()
-        self._seen.clear()
-        self._last = None
+        self._last = self._stanza = None
 
     def one(self, data: bytes, at: int, base: int, bound: int) -> Template | None:
         """The template of a single record, without a key."""
@@ -80,14 +126,14 @@ class Records:
         keys: list[bytes] = []
         storages: list[bytes] = []
         kinds: list[int] = []
-        likely, stanzas, number = self._likely, self._stanzas, int.from_bytes
+        likely, stanza, number = self._likely, self._stanza, int.from_bytes
         at, end, found, first = start, len(data), self._last, base
-        rows: list[Row] | None = [] if end >= LARGE else None
+        recent = Recent() if end >= LARGE else None
+        # One loop without calls: it is most of the time that a scan takes.
         while at + 5 < end and data[at] == _TEXT and data[at + 2 : at + 5] == b"\0\0\0":
             behind = at + 5 + data[at + 1]
-            name = data[behind - KEY : behind]
-            if stanzas and name in stanzas:
-                length, mask, value, step, last, puts, unpack, alike_kinds = stanzas[name]
+            if stanza is not None:
+                length, mask, value, step, last, puts, unpack, alike_kinds = stanza
                 bits = number(data[behind : behind + length], "little")
                 if bits & mask == value + base * step and base <= last and behind + length <= end:
                     texts = unpack(data, behind)
@@ -97,9 +143,9 @@ class Records:
                     kinds += alike_kinds
                     at = behind + length
                     base += puts
-                    rows = []
                     continue
-                del stanzas[name]
+                stanza = None
+            name = data[behind - KEY : behind]
             found = likely.get(name, found)
             if found is not None:
                 length, mask, value, step, last, puts, _, text, text_end, alike, numbers, _, _ = found
@@ -115,29 +161,16 @@ class Records:
             kind = numbers.get(tail)
             if kind is None:
                 kind = numbers[tail] = self._kind(found, tail)
-            if rows is not None:
-                if len(rows) == LONGEST or (len(rows) >= SHORTEST and name == rows[0][0]):
-                    self._learn(data, rows)
-                    rows.clear()
-                rows.append((name, found, behind, base, kind))
+            if recent is not None and recent.repeat(found, behind - at, kind, behind, base):
+                stanza = recent.stanza(data)
+                recent = Recent()
             keys.append(data[at + 5 : behind])
             storages.append(data[behind + text : behind + text_end])
             kinds.append(kind)
             at = behind + length
             base += puts
-        self._last = found
-        return Run(at - start, first, base, keys, storages, kinds) if keys else None
-
-    def _learn(self, data: bytes, rows: list[Row]) -> None:
-        """Rows that were seen a second time, with keys of the same lengths, become a stanza."""
-        name, _, start, _, _ = rows[0]
-        form = [(row[1], row[2] - start, row[4]) for row in rows]
-        if self._seen.get(name) == form:
-            self._stanzas[name] = _stanza(data, rows)
-        elif len(self._seen) == MOST:
-            self._seen.clear()
-            self._stanzas.clear()
-        self._seen[name] = form
+        self._last, self._stanza = found, stanza
+        return Run(at - start, first, base, _texts(keys), _texts(storages), kinds) if keys else None
 
     def _kind(self, template: Template, bits: int) -> int:
         made = Kind(template.layout.before, template.behind(bits), template.puts)
@@ -147,35 +180,12 @@ class Records:
         return kind
 
 
-def _stanza(data: bytes, rows: list[Row]) -> Stanza:
-    _, _, start, base, _ = rows[0]
-    mask = value = step = puts = 0
-    end, last, texts = start, rows[0][1].last, ["<"]
-    for _, row, behind, at, _ in rows:
-        if behind > start:  # the head of the key counts, the key does not
-            shift = 8 * (end - start)
-            mask |= 0xFFFFFFFFFF << shift
-            value |= int.from_bytes(data[end : end + 5], "little") << shift
-            texts.append(f"5x{behind - end - 5}s")
-        shift = 8 * (behind - start)
-        end = behind + row.length
-        exact = (1 << 8 * row.length) - 1 & ~((1 << 8 * row.text_end) - (1 << 8 * row.text))
-        mask |= exact << shift
-        value |= (int.from_bytes(data[behind:end], "little") & exact) - base * row.step << shift
-        step |= row.step << shift
-        last = min(last, row.last - (at - base))
-        puts += row.puts
-        texts.append(f"{row.text}x{row.text_end - row.text}s{row.length - row.text_end}x")
-    unpack = Struct("".join(texts)).unpack_from
-    return Stanza(end - start, mask, value, step, last, puts, unpack, tuple(row[4] for row in rows))
-
-
 def indices(run: Run, kinds: Sequence[Kind]) -> Iterator[int]:
     """Where the keys of a run are in the memo."""
     return accumulate((kinds[number].puts for number in run.kinds[:-1]), initial=run.base)
 
 
-def texts(column: list[bytes]) -> list[str] | None:
+def _texts(column: list[bytes]) -> list[str] | None:
     """ASCII bytes as texts; None where some are none, or have a null byte in them."""
     joined = b"\0".join(column)
     if not joined.isascii() or joined.count(0) >= len(column):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ckptdoctor.formats.inert import StorageRecord, TensorRecord, TensorRows
-from ckptdoctor.formats.pickle_records import Kind, Run, texts
+from ckptdoctor.formats.pickle_records import Kind, Run
 from ckptdoctor.formats.pickle_scan import Scan
 from ckptdoctor.formats.source import Window, window_of_bytes
 from ckptdoctor.formats.summaries import is_optimizer
@@ -68,10 +68,10 @@ class _Part(NamedTuple):
 
 def _part(at: int, run: Run, kinds: list[Kind]) -> _Part | None:
     """None where it is better left to the unpickler."""
-    keys, storages = texts(run.keys), texts(run.storages)
-    if keys is None or storages is None:
+    if run.keys is None or run.storages is None:
         return None
-    return _Part(at, at + run.length, keys, storages, run.kinds, {i: kinds[i] for i in set(run.kinds)})
+    few = {i: kinds[i] for i in set(run.kinds)}
+    return _Part(at, at + run.length, run.keys, run.storages, run.kinds, few)
 
 
 def _name(mark: str, run: int, row: int) -> str:

@@ -140,7 +140,7 @@ class Scan:
         self._runs.append((self._base + self._at, run))
         self._bases.append(run.base)
         self._at += run.length
-        self._stack += [1] * (2 * len(run.keys))
+        self._stack += [1] * (2 * len(run.kinds))
         self._puts = self._puts or run.next > run.base
         self._next = run.next
         self._one_way()

@@ -23,6 +23,7 @@ from ckptdoctor.formats.zip_members import Member
 
 SMALL = 1 << 16
 LARGEST_PICKLE = 1 << 32
+READ_AT_ONCE = 1 << 22  # bytes of a pickle that are read once and kept until it is unpickled
 LARGEST_CODE = 1 << 24
 
 
@@ -113,9 +114,9 @@ def _small(directory: Directory, name: str) -> str:
 
 
 def _window(source: FileSource, directory: Directory, member: Member) -> Window:
-    """data.pkl as a file for the unpickler, without a copy where it is stored as it is."""
+    """data.pkl as a file for the unpickler, without a copy where it is large and stored as it is."""
     directory.check_readable(member)
-    if member.method == STORED:
+    if member.method == STORED and member.size > READ_AT_ONCE:
         start = directory.checked_offset(member)
         return Window(source.some, start, start + member.size)
     return window_of_bytes(directory.read(member, LARGEST_PICKLE))

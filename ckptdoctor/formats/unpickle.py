@@ -16,7 +16,7 @@ from ckptdoctor.formats.words import show
 from ckptdoctor.trees import DTYPE_SIZES
 
 MOST_GLOBALS = 20_000
-FEW = 64  # tensors that are not worth to be read by rows
+FEW = 24  # tensors that are not worth to be read by rows
 MOST_ELEMENTS = 2**60
 ADVICE = "download or copy the file again; if that does not help, save it again where it was made"
 
@@ -200,7 +200,7 @@ def unpickle(
     """
     start = window.position
     scan = _scan(window, path, what)
-    if type(outside) is Storages and memo is None and sum(len(run.keys) for _, run in scan.runs) >= FEW:
+    if type(outside) is Storages and memo is None and sum(len(run.kinds) for _, run in scan.runs) >= FEW:
         whole = _by_rows(scan, window, names, outside)
         if whole is not None:
             window.position = scan.end

@@ -109,7 +109,9 @@ class Views:
             specs = {i: few.spec(rows.record(i), rows.keys[i]) for i in known.values()}
         except CorruptCheckpointError:
             return None
-        return LazySpecs(rows.keys, list(map(specs.__getitem__, first)), rows.storages)
+        made = LazySpecs(rows.keys, list(map(specs.__getitem__, first)), rows.storages)
+        made.kinds = tuple(specs.values())
+        return made
 
     def plain_specs(self, records: Mapping[str, TensorRecord]) -> LazySpecs | None:
         """The specs of all records, each kind checked once; None where that cannot be done or one is wrong.
@@ -177,9 +179,9 @@ class Views:
     def _ints(self, values: Any, key: str, what: str) -> tuple[int, ...]:
         if not isinstance(values, tuple | list) or len(values) > MOST_DIMENSIONS:
             raise self._bad(key, f"has no readable {what}")
-        if not all(type(v) is int for v in values):
+        if not set(map(type, values)) <= {int}:
             raise self._bad(key, f"has {what} that are no whole numbers")
-        if any(not 0 <= v <= LARGEST for v in values):
+        if values and not 0 <= min(values) <= max(values) <= LARGEST:
             raise self._bad(key, f"has {what} that are negative or overflow")
         return tuple(values)
 

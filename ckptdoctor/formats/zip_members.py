@@ -10,8 +10,8 @@ import struct
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import compress, pairwise, repeat
-from operator import add
+from itertools import compress, islice, pairwise, repeat
+from operator import add, gt
 from typing import Any, NamedTuple
 
 from ckptdoctor.formats.rows import Rows, added, any_above
@@ -24,6 +24,7 @@ LOCAL_SIZE = 30  # bytes of a local header without its name
 U32 = 0xFFFFFFFF
 _FULL = U32.to_bytes(4, "little")  # what a zip64 entry has, in the lower half of eight bytes
 FEW = 16  # entries that are not worth to be unpacked together
+MANY = 512  # entries whose columns are worth to be added as long integers
 ASKED = 16  # names that are looked for one by one
 MOST = 1 << 12  # unpacked together, so that little memory is needed
 
@@ -138,12 +139,16 @@ class Members(Mapping[str, Member]):
 
     def overlap(self) -> tuple[Member, Member | None]:
         """The member that ends last, or two of which one lies over the other, in the order of the file."""
-        sums = added(self.header, self.packed)
-        found = added(sums, self.head) if sums is not None else None
-        if found is not None and not any_above(found[:-1], self.header[1:]):
-            self.ordered = True
-            return self.at(len(found) - 1), None
+        if len(self.names) > MANY:
+            sums = added(self.header, self.packed)
+            found = added(sums, self.head) if sums is not None else None
+            if found is not None and not any_above(found[:-1], self.header[1:]):
+                self.ordered = True
+                return self.at(len(found) - 1), None
         ends = list(map(add, map(add, self.header, self.head), self.packed))
+        if not any(map(gt, ends, islice(self.header, 1, None))):
+            self.ordered = True
+            return self.at(len(ends) - 1), None
         order = sorted(range(len(ends)), key=self.header.__getitem__)
         for i, following in pairwise(order):
             if ends[i] > self.header[following]:

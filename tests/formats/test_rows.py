@@ -18,9 +18,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 
 from ckptdoctor.errors import ReadError
-from ckptdoctor.formats import open_checkpoint, pickle_templates, unpickle, zip_directory, zip_members
+from ckptdoctor.formats import (
+    open_checkpoint,
+    pickle_records,
+    pickle_templates,
+    unpickle,
+    zip_directory,
+    zip_members,
+)
 from ckptdoctor.formats.base import Archive
 from ckptdoctor.formats.blobs import Files
+from ckptdoctor.formats.envelope import open_envelope
 from ckptdoctor.formats.lazy import LazySpecs
 from ckptdoctor.formats.pickle_scan import Scan
 from ckptdoctor.formats.rows import added, any_above
@@ -35,6 +43,8 @@ from ckptdoctor.writers import Contents, Piece, write_contents
 
 COLUMNS = (
     (unpickle, "FEW", 1),
+    (pickle_records, "LARGE", 0),
+    (pickle_records, "SHORTEST", 2),
     (zip_members, "FEW", 2),
 )
 
@@ -136,7 +146,7 @@ state_dicts = st.dictionaries(names, made, min_size=1, max_size=60)
 
 @given(
     state=state_dicts,
-    form=st.sampled_from(["plain", "ordered", "envelope", "twice", "tied", "list", "numbers"]),
+    form=st.sampled_from(["plain", "ordered", "envelope", "status", "twice", "tied", "list", "numbers"]),
     protocol=st.sampled_from([2, 2, 2, 4]),
 )
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -158,6 +168,8 @@ def test_by_columns_and_one_by_one_are_the_same(
             "optimizer": {"state": {}, "param_groups": []},
             "words": ["a"],
         }
+    elif form == "status":  # of an optimizer, as far as its keys say
+        whole = {"optimizer": {"state": {0: state, 1: dict(state)}, "param_groups": []}, "state_dict": many}
     elif form == "twice":
         whole = {"model": state, "ema": state, "list": [state]}
     elif form == "tied":
@@ -211,6 +223,15 @@ def test_a_tree_of_columns_says_what_a_tree_of_specs_says(tmp_path: Path, shared
     assert len(tree.ties) == shared
 
 
+def test_the_envelope_of_a_large_file_can_be_kept(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": large()}, tmp_path / "last.pth")
+    archive = open_checkpoint(tmp_path / "last.pth")
+    envelope = open_envelope(archive, archive["state_dict"])
+    assert lazily(archive) and envelope is not None
+    assert len(envelope.node) == 3000 and envelope.kept == {}
+    assert b"epoch" in envelope.written(lambda: b"N", lambda _: None)[:60]
+
+
 def test_a_training_status_is_read_by_columns(tmp_path: Path) -> None:
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(900)))
     optimizer = optim.Adam(model.parameters())
@@ -228,7 +249,7 @@ def test_tensors_without_dimensions_are_in_the_runs(tmp_path: Path) -> None:
     pickle, _ = parts(tmp_path / "norms.pth")
     scan = Scan(window_of_bytes(pickle))
     scan.run()
-    assert sum(len(run.keys) for _, run in scan.runs) == 300 - 2  # those that name their classes
+    assert sum(len(run.kinds) for _, run in scan.runs) == 300 - 2  # those that name their classes
     assert_alike(tmp_path / "norms.pth")
 
 
@@ -260,7 +281,7 @@ def test_a_large_file_of_ours_is_read_by_columns(tmp_path: Path) -> None:
     pickle, _ = parts(tmp_path / "ours.pth")
     scan = Scan(window_of_bytes(pickle))
     scan.run()
-    assert sum(len(run.keys) for _, run in scan.runs) > 5990
+    assert sum(len(run.kinds) for _, run in scan.runs) > 5990
     assert_alike(tmp_path / "ours.pth")
 
 
@@ -275,7 +296,7 @@ def test_most_records_of_a_small_file_are_like_one_before(protocol: int, tmp_pat
         patch.setattr(pickle_templates._Draft, "record", lambda draft: made.append(record(draft)))
         scan.run()
     # All but the first, which names its classes.
-    assert [len(run.keys) for _, run in scan.runs] == ([59] if protocol == 2 else [])
+    assert [len(run.kinds) for _, run in scan.runs] == ([59] if protocol == 2 else [])
     assert len(made) == (1 if protocol == 2 else 2)  # keys of one digit, and of two
 
 
@@ -338,7 +359,7 @@ def test_a_long_key_whose_length_lies_is_not_skipped() -> None:
             Scan(window_of_bytes(pickle[: at + 1] + b"\x15" + pickle[at + 2 :])),
         )
         good.run()
-        assert sum(len(run.keys) for _, run in good.runs) > 20
+        assert sum(len(run.kinds) for _, run in good.runs) > 20
         with pytest.raises(Exception, match=r"opcode|takes|mark"):
             bad.run()
 
