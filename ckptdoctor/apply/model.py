@@ -84,6 +84,9 @@ def run_on_model(
             pending = Pending()
         check(lambda key: transaction.before(live.get(key)), pending.get, into)
         unchanged()
+        if not pending.tensors:  # nothing is left to be written
+            transaction.commit()
+            return
         with uninterrupted():
             transaction.commit()
             commit(pending, compare=compare, unchanged=unchanged)
@@ -139,7 +142,7 @@ def _full(
 ) -> dict[str, Any]:
     """A value for each key but the pending ones: made, kept, tied, extra state."""
     full: dict[str, Any] = dict(values)
-    for key, now in found.state.items():
+    for key, now in found.state.items() if len(full) < len(found.state) else ():
         if key in full or (key in pending.values and not places.own):
             continue
         fill = expansion.fills.get(key)

@@ -20,7 +20,7 @@ def find_settings(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     while place != above:
         place, above = above, os.path.dirname(above)
         file = os.path.join(place, "pyproject.toml")
-        if os.path.isfile(file):
+        if os.access(file, os.F_OK) and os.path.isfile(file):  # the first is cheaper where there is none
             stat = os.stat(file)
             table = _table(file, (stat.st_size, stat.st_mtime_ns))
             if isinstance(table, dict):
