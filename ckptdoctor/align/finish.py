@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import is_
+from itertools import chain as joined
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align import folds, unexpected
@@ -166,15 +167,16 @@ def fill_ties(state: State) -> None:
 
 def account(state: State) -> None:
     """Two-sided accounting: every key of either side gets a status and a reason."""
-    for key in state.target.specs:
+    for key in () if all(map(state.matches.__contains__, state.target.specs)) else state.target.specs:
         if key not in state.matches:
             derived = is_derived(key) and not _module_open(state, key)
             why = ("the model computes this buffer itself",) if derived else ()
             state.matches[key] = Match(key, "kept" if derived else "missing", evidence=why)
     if len(state.matches) > len(state.target) or not all(map(is_, state.matches, state.target.specs)):
         state.matches = {k: state.matches[k] for k in state.target.specs}
-    used = {s for m in state.matches.values() for s in m.sources}
-    asked = {s for m in state.matches.values() for c in m.choices for s in c.sources}
+    used = set(joined.from_iterable(map(attrgetter("sources"), state.matches.values())))
+    choices = joined.from_iterable(map(attrgetter("choices"), state.matches.values()))
+    asked = {source for choice in choices for source in choice.sources}
     lonely = [k for k in state.source.specs if k not in used and k not in state.unused]
     reasons = unexpected.reasons(state, [k for k in lonely if k not in asked], used | asked)
     for key in lonely:
@@ -198,7 +200,7 @@ def ask(state: State) -> None:
 
 def result(state: State) -> Alignment:
     """The frozen alignment with its verdict."""
-    strips = strips_of(state.source.specs, state.base)
+    strips = strips_of(state.source.specs, state.base, state.canonical[0])
     return Alignment(
         state.matches,
         state.unused,

@@ -304,7 +304,7 @@ def questions(state: State) -> Iterator[Question]:
     """One question for each kind of fold that was found and not decided."""
     from ckptdoctor.align import facts
 
-    known = facts.known(state)
+    known = facts.known(state) if state.folds else {}
     for name, targets in state.folds.items():
         fold = FOLDS[name]
         open_ = tuple(k for k in targets if state.matches[k].status == "undecided")

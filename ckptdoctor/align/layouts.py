@@ -24,6 +24,8 @@ _TURNED = ("q", "k", "qkv")
 
 def invisible(state: State) -> None:
     """Fused q/k/v of unknown packing, rotary layouts, and columns after a flatten."""
+    if not state.matching.certain:
+        return
     sources = {u.index: u for u in state.sources}
     targets = {u.index: u for u in state.targets}
     pairs = [(sources[s], targets[t]) for t, s in state.matching.certain.items()]

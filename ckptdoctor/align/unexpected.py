@@ -100,6 +100,8 @@ def _parents(name: str) -> Iterable[str]:
 
 def questions(state: State) -> list[Question]:
     """Grouped questions about missing, mismatched, undecided and unexpected keys."""
+    if not state.unused and {m.status for m in state.matches.values()} == {"safe"}:
+        return []
     spoken = {k for q in state.questions for k in q.targets}
     found = []
     missing = [m for m in state.matches.values() if m.status == "missing" and m.target not in spoken]
