@@ -58,6 +58,8 @@ def open_file(path: str, *, shard: bool = False) -> Archive:
 
 
 class _Quiet:
+    _was = False
+
     def __enter__(self) -> None:
         self._was = gc.isenabled()
         gc.disable()
@@ -65,6 +67,9 @@ class _Quiet:
     def __exit__(self, *error: object) -> None:
         if self._was:
             gc.enable()
+
+    def __del__(self) -> None:  # where Ctrl-C came between
+        self.__exit__()
 
 
 def quiet_gc() -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckptdoctor.formats import open_checkpoint
+from ckptdoctor.formats import open_checkpoint, quiet_gc
 from ckptdoctor.formats.tensors import TensorReader
 from tests.formats.describing import describe
 from tests.formats.samples import FORMATS, assert_same, only, repack, save_legacy, save_zip, tensors
@@ -125,6 +125,47 @@ def test_garbage_collection_is_as_before(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"bad\.pth"):
         open_checkpoint(tmp_path / "bad.pth")
     assert gc.isenabled()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("was", [True, False])
+def test_an_interruption_leaves_garbage_collection_as_it_was(was: bool) -> None:
+    import gc
+    import sys
+
+    def work() -> None:
+        with quiet_gc(), quiet_gc():
+            assert not gc.isenabled()
+
+    def interrupted_at(event: int) -> int:
+        seen = 0
+
+        def trace(frame, kind, arg):
+            nonlocal seen
+            seen += 1
+            if seen == event:
+                raise KeyboardInterrupt
+            return trace
+
+        old = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            work()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(old)
+        return seen
+
+    (gc.enable if was else gc.disable)()
+    try:
+        events = interrupted_at(0)
+        assert events > 20
+        for event in range(1, events + 1):
+            interrupted_at(event)
+            assert gc.isenabled() is was, f"event {event} of {events}"
+    finally:
+        gc.enable()
 
 
 def test_the_reader_gives_private_copies(tmp_path: Path) -> None:
