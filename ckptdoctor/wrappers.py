@@ -67,18 +67,10 @@ def strip_key(key: str, own: frozenset[str] = frozenset()) -> str:
 
 def strip_keys(keys: Collection[str]) -> Collection[str]:
     """:func:`strip_key` of each; cheap where all keys are wrapped alike, or none is."""
-    return strip_alike(keys)[0]
-
-
-def strip_alike(keys: Collection[str]) -> tuple[Collection[str], tuple[str, ...] | None]:
-    """:func:`strip_keys`, and what was taken off every key from the front, where that is all; else None."""
-    rests, taken = keys, list[str]()
+    rests = keys
     while segment := _front(rests):
         rests = [key[len(segment) + 1 :] for key in rests]
-        taken.append(segment)
-    if segment == "" and "" not in rests:
-        return rests, tuple(taken)
-    return [strip_key(key) for key in keys], None
+    return rests if segment == "" and "" not in rests else [strip_key(key) for key in keys]
 
 
 def _front(keys: Collection[str]) -> str | None:

@@ -167,11 +167,10 @@ def fill_ties(state: State) -> None:
 
 def account(state: State) -> None:
     """Two-sided accounting: every key of either side gets a status and a reason."""
-    for key in () if all(map(state.matches.__contains__, state.target.specs)) else state.target.specs:
-        if key not in state.matches:
-            derived = is_derived(key) and not _module_open(state, key)
-            why = ("the model computes this buffer itself",) if derived else ()
-            state.matches[key] = Match(key, "kept" if derived else "missing", evidence=why)
+    for key in [k for k in state.target.specs if k not in state.matches]:
+        derived = is_derived(key) and not _module_open(state, key)
+        why = ("the model computes this buffer itself",) if derived else ()
+        state.matches[key] = Match(key, "kept" if derived else "missing", evidence=why)
     if len(state.matches) > len(state.target) or not all(map(is_, state.matches, state.target.specs)):
         state.matches = {k: state.matches[k] for k in state.target.specs}
     used = set(joined.from_iterable(map(attrgetter("sources"), state.matches.values())))
@@ -200,7 +199,7 @@ def ask(state: State) -> None:
 
 def result(state: State) -> Alignment:
     """The frozen alignment with its verdict."""
-    strips = strips_of(state.source.specs, state.base, state.canonical[0])
+    strips = strips_of(state.source.specs, state.base)
     return Alignment(
         state.matches,
         state.unused,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ckptdoctor.align.model import Strip
 from ckptdoctor.align.units import Shape, canonical_shape
-from ckptdoctor.wrappers import BY_SEGMENT, strip_alike, strip_key, wrapper_counts
+from ckptdoctor.wrappers import BY_SEGMENT, strip_key, strip_keys, wrapper_counts
 
 _MOST = 32  # prefixes tried a side
 _LARGE = 4000  # keys beyond which only few prefixes are tried
@@ -21,16 +21,15 @@ class Canonical:
 
     names: dict[str, str]
     duplicates: dict[str, list[str]] = field(default_factory=dict)
-    fronts: tuple[str, ...] | None = None  # the wrappers of every key, from the front, where that is all
 
 
 def canonical(keys: Iterable[str]) -> Canonical:
     """Names without wrapper segments; several keys may fall together (reported, never merged)."""
     keys = list(keys)
-    names, fronts = strip_alike(keys)
+    names = strip_keys(keys)
     found = dict(zip(names, keys, strict=True))
     if len(found) == len(keys):
-        return Canonical(found, fronts=fronts)
+        return Canonical(found)
     found = {}
     several: dict[str, list[str]] = {}
     for name, key in zip(names, keys, strict=True):
@@ -161,19 +160,12 @@ def relative_names(names: dict[str, str], prefix: str) -> dict[str, str]:
     return {relative_name(n, prefix): k for n, k in names.items()} if prefix else names
 
 
-def strips_of(keys: Iterable[str], base: Base, known: Canonical) -> tuple[Strip, ...]:
-    """The wrapper segments and the base prefix that the checkpoint's keys carry, counted.
-
-    ``known`` are the names of those keys, or of a part of them.
-    """
+def strips_of(keys: Iterable[str], base: Base) -> tuple[Strip, ...]:
+    """The wrapper segments and the base prefix that the checkpoint's keys carry, counted."""
     keys = list(keys)
-    if known.fronts is not None and len(known.names) == len(keys):
-        counts = {segment: known.fronts.count(segment) * len(keys) for segment in known.fronts}
-    else:
-        counts = wrapper_counts(keys)
     found = [
         Strip(segment, BY_SEGMENT[segment].writer, BY_SEGMENT[segment].anywhere, count)
-        for segment, count in counts.items()
+        for segment, count in wrapper_counts(keys).items()
     ]
     # With a prefix on the model's side as well it is a rename, not a strip.
     if base.source and not base.target:

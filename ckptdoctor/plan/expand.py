@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import is_
 
 from ckptdoctor.casts import CastClass, cast_class, worst
 from ckptdoctor.errors import PlanError, StalePlanError, UndecidedError
@@ -21,10 +22,8 @@ class Expansion:
     plan: Plan
     fills: Mapping[str, Fill]
     unused: Mapping[str, str]  # checkpoint key -> why
-    copies: Mapping[str, str] = field(default_factory=dict)  # unused key -> the key it has to repeat
-    trees: tuple[ParamTree, ParamTree] | None = field(
-        default=None, compare=False, repr=False
-    )  # worked out for
+    copies: Mapping[str, str]  # unused key -> the key it has to repeat
+    trees: tuple[ParamTree, ParamTree] = field(compare=False, repr=False)  # those it was worked out for
 
 
 def expand(
@@ -37,18 +36,13 @@ def expand(
     plan was made for, :class:`UndecidedError` when questions are open, :class:`PlanError` otherwise.
     """
     made = known if known is not None and known.plan is plan else None
-    same = made is not None and made.trees is not None and _are(made.trees, (source_tree, target_tree))
-    if not same:  # the very same trees have the same digests
-        check_digests(plan, source_tree, target_tree)
+    if made is None or not all(map(is_, made.trees, (source_tree, target_tree))):
+        check_digests(plan, source_tree, target_tree)  # the very same trees have the same digests
     if not plan.complete:
         raise UndecidedError(_open_text(plan))
     if made is not None:
         return made
     return _Expander(plan, source_tree, target_tree).run(())
-
-
-def _are(one: tuple[ParamTree, ParamTree], other: tuple[ParamTree, ParamTree]) -> bool:
-    return one[0] is other[0] and one[1] is other[1]
 
 
 def expand_decided(
