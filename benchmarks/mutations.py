@@ -90,7 +90,7 @@ def relabelled(path: Path, labels: Mapping[Path, Path]) -> Path:
 
 def _prefix_free(names: object) -> bool:
     """No key may be the path of a module of another."""
-    keys = set(names)  # type: ignore[call-overload]
+    keys = set(names)
     return not any(k.rpartition(".")[0] in keys for k in keys)
 
 
@@ -196,7 +196,7 @@ def has_spares(case: Case) -> bool:
 def load_kinds() -> dict[str, Kind]:
     """All kinds, by name."""
     import benchmarks.mutation_kinds
-    import benchmarks.mutation_traps  # noqa: F401
+    import benchmarks.mutation_traps  # noqa: F401  # it registers its mutations
 
     return KINDS
 

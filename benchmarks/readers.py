@@ -60,7 +60,7 @@ def safetensorss(path: str) -> Prints:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        return {key: fingerprint(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+        return {key: fingerprint(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118  # a safetensors file is no mapping
 
 
 def peer_of(path: Path) -> str:

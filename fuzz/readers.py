@@ -79,7 +79,7 @@ def fuzz_one(reader: str, arguments: list[str]) -> None:
         import ckptdoctor.formats.sharded
         import ckptdoctor.formats.torch_legacy
         import ckptdoctor.formats.torch_tar
-        import ckptdoctor.formats.torch_zip  # noqa: F401
+        import ckptdoctor.formats.torch_zip  # noqa: F401  # imported here so that it is instrumented
     shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(dir=shared) as name:
         folder = Path(name)

@@ -188,7 +188,7 @@ def test_auto_load_into_every_kind_of_model(saved: tuple[Net, Path], kind: str) 
         with torch.device("meta"):
             model = Net()
     elif kind == "compiled":
-        model = torch.compile(model)  # type: ignore[assignment]
+        model = torch.compile(model)
     receipt = ckptdoctor.auto_load(model, saved[1], device="cpu")
     assert receipt.loaded == 9
     pairs = zip(model.state_dict().values(), saved[0].state_dict().values(), strict=True)

@@ -70,4 +70,4 @@ def test_errors_form_one_tree() -> None:
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
-        ckptdoctor.no_such_name  # noqa: B018
+        ckptdoctor.no_such_name  # noqa: B018  # asking for it is what raises

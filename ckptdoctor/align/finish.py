@@ -8,7 +8,7 @@ from operator import attrgetter, is_
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align import folds, unexpected
-from ckptdoctor.align.model import Alignment, Choice, Match, Unused, Verdict
+from ckptdoctor.align.model import Alignment, Choice, Match, Status, Unused, Verdict
 from ckptdoctor.align.names import is_derived, table
 from ckptdoctor.align.orient import Chain, Pair, options
 from ckptdoctor.align.prefix import strips_of
@@ -102,8 +102,8 @@ def _open_leaf(state: State, dst: Leaf, candidates: Sequence[Leaf]) -> None:
                 found[name].append(Choice(sources, ops, "shape and place in the tree allow it"))
     for name, choices in found.items():
         key = state.target_names[name]
-        status = "undecided" if choices else "missing"
-        state.matches[key] = Match(key, status, (), (), (), tuple(choices))  # type: ignore[arg-type]
+        status: Status = "undecided" if choices else "missing"
+        state.matches[key] = Match(key, status, (), (), (), tuple(choices))
 
 
 def leftovers(state: State) -> None:

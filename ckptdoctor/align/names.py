@@ -80,7 +80,7 @@ def concepts_of(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
     while i < len(tokens):
         for n in (5, 4, 3, 2, 1):
             piece = tokens[i : i + n]
-            concept = phrases.get(piece) if len(piece) == n else None  # type: ignore[arg-type]
+            concept = phrases.get(piece) if len(piece) == n else None  # type: ignore[arg-type]  # a slice of that many
             if concept is not None:
                 out.append(concept)
                 i += n

@@ -34,13 +34,16 @@ class TextReporter(Reporter):
         self.lines: list[str] = []
         self._scores: dict[str, list[tuple[float, str, Sequence[str]]]] = {}
 
-    def step(self, name: str) -> None:  # noqa: D102
+    def step(self, name: str) -> None:
+        """A heading."""
         self.lines.append(f"# {name}")
 
-    def candidate(self, target: str, source: str, score: float, reasons: Sequence[str]) -> None:  # noqa: D102
+    def candidate(self, target: str, source: str, score: float, reasons: Sequence[str]) -> None:
+        """Remembered until the target is decided."""
         self._scores.setdefault(target, []).append((score, source, reasons))
 
-    def decided(self, target: str, source: str, reasons: Sequence[str]) -> None:  # noqa: D102
+    def decided(self, target: str, source: str, reasons: Sequence[str]) -> None:
+        """The pair, why, and the two next best."""
         self.lines.append(f"{target} <- {source}: {'; '.join(reasons) or 'nothing else fits'}")
         misses = [m for m in self._scores.get(target, ()) if m[1] != source]
         own = next((s for s, name, _ in self._scores.get(target, ()) if name == source), 0.0)
@@ -49,11 +52,14 @@ class TextReporter(Reporter):
                 f"    not {name} ({score:+.1f} against {own:+.1f}): {'; '.join(why) or 'no word for it'}"
             )
 
-    def undecided(self, target: str, sources: Sequence[str]) -> None:  # noqa: D102
+    def undecided(self, target: str, sources: Sequence[str]) -> None:
+        """The target and its candidates."""
         self.lines.append(f"{target} ? {', '.join(sources)}")
 
-    def unmatched(self, target: str) -> None:  # noqa: D102
+    def unmatched(self, target: str) -> None:
+        """The target alone."""
         self.lines.append(f"{target} - nothing of these shapes is left")
 
-    def refused(self, why: str) -> None:  # noqa: D102
+    def refused(self, why: str) -> None:
+        """Why."""
         self.lines.append(f"refused: {why}")

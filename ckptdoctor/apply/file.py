@@ -99,7 +99,7 @@ def _spans(fills: Sequence[Fill], reader: Reader, due: Sequence[TensorSpec]) -> 
     for i, fill in enumerate(fills):
         span = spans[i] if fill.ops else None
         if span is not None:
-            source = reader.state_dict.tree[fill.sources[0]]  # type: ignore[attr-defined]
+            source = reader.state_dict.tree[fill.sources[0]]  # type: ignore[attr-defined]  # who has spans has it
             spans[i] = _part(fill, span, source, due[i])
     return spans
 

@@ -177,7 +177,7 @@ def _load(places: Places, full: Mapping[str, Any], metadata: Mapping[str, Any]) 
         values: OrderedDict[str, Any] = OrderedDict()
         for key in places.keys.get(path, ()):
             values[key[dot:]] = full[key]
-        values._metadata = _below(metadata, path)  # type: ignore[attr-defined]
+        vars(values)["_metadata"] = _below(metadata, path)
         try:
             if path:
                 nn.Module.load_state_dict(module, values, strict=True)  # as its parent would: no override

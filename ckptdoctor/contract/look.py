@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ckptdoctor.contract import words
@@ -76,9 +76,9 @@ def _settings(path: Path) -> Iterable[str]:
     return []
 
 
-def _try(path: Path, read: object) -> Iterable[str]:
+def _try(path: Path, read: Callable[[str, str], object]) -> Iterable[str]:
     try:
-        read(path.read_text(encoding="utf-8"), str(path))  # type: ignore[operator]
+        read(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         return [f"{printable(str(path))} is no text: {error.reason} at byte {error.start}"]
     except (CkptDoctorError, OSError) as error:

@@ -87,7 +87,7 @@ def _non_finite(
         from ckptdoctor.formats.tensors import TensorReader
 
         reader = TensorReader(archive, state_dict, check_crc=False)
-        import torch  # noqa: F401
+        import torch  # noqa: F401  # only whether it is there
     except ImportError:
         raise ReadError(
             f"{show(archive.path)}: reading values needs torch; pip install 'ckptdoctor[torch]'"

@@ -97,7 +97,7 @@ def _script_slots(node: Inert, scripted: Slots) -> Iterator[tuple[str, Any, Kind
     for names, kind in ((parameters, "param"), (buffers, "buffer")):
         for name in names:
             if isinstance(attributes.get(name), TensorRecord):
-                yield name, attributes[name], kind if known else ""  # type: ignore[misc]
+                yield name, attributes[name], kind if known else ""  # type: ignore[misc]  # it is a Kind
     for name, value in attributes.items():
         if isinstance(value, Inert):
             yield name, value, ""

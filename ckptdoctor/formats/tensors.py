@@ -276,7 +276,7 @@ class TensorReader:
             return memory
         storage = self._read(ref)
         if ref.byteorder != sys.byteorder and element_size(ref.dtype) > 1:
-            storage.byteswap(self._dtype(key, ref.dtype))  # type: ignore[no-untyped-call]
+            storage.byteswap(self._dtype(key, ref.dtype))
         elif ref.byteorder != sys.byteorder and element_size(dtype) > 1:
             raise self._refused(key, f"was saved by a {ref.byteorder}-endian machine without saying as what")
         if self._left[storage_id] > 1:
@@ -311,7 +311,7 @@ class TensorReader:
     def _read(self, ref: StorageRef) -> torch.UntypedStorage:
         import torch
 
-        storage: torch.UntypedStorage = torch.UntypedStorage(ref.nbytes)  # type: ignore[no-untyped-call]
+        storage: torch.UntypedStorage = torch.UntypedStorage(ref.nbytes)
         if not ref.nbytes:
             return storage
         memory = (ctypes.c_char * ref.nbytes).from_address(storage.data_ptr())

@@ -170,7 +170,7 @@ class SafeUnpickler(pickle.Unpickler):
     def __init__(self, window: Window, names: Names, outside: Outside, encoding: str) -> None:
         self.names = names
         # As an attribute it is called without one more call; whatever the format means by it.
-        self.persistent_load = outside.resolve  # type: ignore[method-assign]
+        self.persistent_load = outside.resolve  # type: ignore[method-assign]  # what is meant
         super().__init__(window, fix_imports=False, encoding=encoding)
 
     def find_class(self, module: str, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ckptdoctor.keys import fold
 from ckptdoctor.rules.base import Case
@@ -29,8 +30,8 @@ def rename_groups(case: Case, pairs: Sequence[tuple[str, str]]) -> list[RenameGr
     return _folded(pairs)
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ", ".join(map(str, value))  # type: ignore[call-overload]
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ", ".join(map(str, value))
 
 
 def _folded(pairs: Sequence[tuple[str, str]]) -> list[RenameGroup]:

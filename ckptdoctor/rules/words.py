@@ -51,7 +51,7 @@ def _fold_line(text: str, keys: Sequence[str], mark: str, specs: Mapping[str, Te
         shapes = {specs[k].shape for k in keys if k in specs}
         if len(shapes) == 1:
             words += f"   {shape_text(shapes.pop())}"
-    return Line(words, mark)  # type: ignore[arg-type]
+    return Line(words, mark)  # type: ignore[arg-type]  # one of the four
 
 
 def flag_helps(
@@ -68,4 +68,4 @@ def columns(rows: Sequence[tuple[str, str]], marks: str = " ") -> list[Line]:
     """Pairs of words as aligned lines; ``marks`` has one mark for all or one a row."""
     first = max((len(a) for a, _ in rows), default=0)
     each = marks * len(rows) if len(marks) == 1 else marks
-    return [Line(f"{a:{first}}   {b}".rstrip(), m) for (a, b), m in zip(rows, each, strict=True)]  # type: ignore[arg-type]
+    return [Line(f"{a:{first}}   {b}".rstrip(), m) for (a, b), m in zip(rows, each, strict=True)]  # type: ignore[arg-type]  # of the four

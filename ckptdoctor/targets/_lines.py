@@ -30,7 +30,7 @@ def class_lines(model: torch.nn.Module) -> dict[str, str]:
     if root is not None:
         lines[""] = root[0]
     for path, module in walk_modules(model):
-        assigned = _assigned(type(module))  # type: ignore[arg-type]
+        assigned = _assigned(type(module))  # type: ignore[arg-type]  # mypy takes its hash for an instance's
         if assigned:
             for name in (*module._modules, *module._parameters, *module._buffers):
                 if name in assigned:

@@ -73,10 +73,10 @@ class Recorder:
 
         return ask
 
-    def _note(self, where: set[str], path: object) -> None:
+    def _note(self, where: set[str], path: Any) -> None:
         if isinstance(path, int) or path is None:
             return  # a file that is open already
-        text = os.path.abspath(os.fsdecode(path))  # type: ignore[arg-type]
+        text = os.path.abspath(os.fsdecode(path))
         if not text.startswith(_SYSTEM) and not is_installed(text) and "__pycache__" not in text:
             where.add(text)
 
@@ -126,7 +126,7 @@ def _changed_at(path: str) -> float:
 def _watch_environment(recorder: Recorder) -> None:
     kind: Any = type(os.environ)
 
-    class Watched(kind):  # type: ignore[misc]
+    class Watched(kind):  # type: ignore[misc]  # its base is known when it runs: nobody else may make one
         def __getitem__(self, key: Any) -> Any:
             if recorder.on:
                 recorder.environ.add(os.fsdecode(key))
@@ -135,7 +135,8 @@ def _watch_environment(recorder: Recorder) -> None:
         def __iter__(self) -> Iterator[Any]:
             if recorder.on:
                 recorder.unsure = recorder.unsure or "it reads the whole environment"
-            return super().__iter__()  # type: ignore[no-any-return]
+            found: Iterator[Any] = super().__iter__()
+            return found
 
     for environment in (os.environ, getattr(os, "environb", None)):  # there are no bytes on Windows
         if environment is not None:

@@ -206,7 +206,7 @@ class _Reader:
         owner, marks = self._owner(number, words[1:])
         kind, layout = self._marks(number, marks)
         shape = tuple(map(int, found["shape"].split(","))) if found["shape"] else ()
-        kept: Kind = "buffer" if kind == "transient" else kind  # type: ignore[assignment]
+        kept: Kind = "buffer" if kind == "transient" else kind  # type: ignore[assignment]  # `_marks` gives no others
         spec = TensorSpec(shape, dtype, kept, layout=layout)
         (self.transient if kind == "transient" else self.specs).update(dict.fromkeys(keys, spec))
         if owner is not None:

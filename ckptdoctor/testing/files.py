@@ -79,7 +79,7 @@ def _module(state: Mapping[str, Any]) -> Any:
             continue
         module, path = root, key.split(".")
         for name in path[:-1]:
-            module = module._modules.setdefault(name, nn.Module())  # type: ignore[assignment]
+            module = module._modules.setdefault(name, nn.Module())  # type: ignore[assignment]  # ours are never None
         module._buffers[path[-1]] = value.detach()
     return root
 

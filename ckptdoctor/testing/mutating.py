@@ -63,7 +63,7 @@ def synonyms(draw: st.DrawFn, draft: Draft) -> Step | None:
     segments = list(dict.fromkeys(s for k in draft.state for s in k.split(".")))
     new: dict[str, str] = {}
     for segment in segments:
-        stem, number = _NUMBERED.match(segment).groups()  # type: ignore[union-attr]
+        stem, number = _NUMBERED.match(segment).groups()  # type: ignore[union-attr]  # it matches every text
         row: tuple[str, ...] = next((row for row in SYNONYMS if stem in row), ())
         others: list[str] = [w + (number or "") for w in row if w != stem]
         others = [w for w in others if w not in segments and w not in new.values()]

@@ -76,7 +76,7 @@ def _are(n: int) -> str:
 
 
 def _finding(code: str, severity: str, title: str, **more: object) -> Diagnostic:
-    return Diagnostic(code, NAMES[code], severity, title, **more)  # type: ignore[arg-type]
+    return Diagnostic(code, NAMES[code], severity, title, **more)  # type: ignore[arg-type]  # the callers' own fields
 
 
 def removable(state_dict: StateDict) -> dict[str, str]:

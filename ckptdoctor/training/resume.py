@@ -358,7 +358,7 @@ def _orphans(carried: Carry) -> tuple[str, ...]:
 
 def _notes(training: Training, optimizer: Any, scheduler: Any, scaler: Any, ema: Any) -> list[str]:
     given = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
-    left = [role for role, thing in given.items() if thing is None and training.value(role)]  # type: ignore[arg-type]
+    left = [role for role, thing in given.items() if thing is None and training.value(role)]  # type: ignore[arg-type]  # its keys are roles
     notes = [f"the checkpoint also has {role} state; it is not restored without {role}=" for role in left]
     if ema is None and training.paths("ema"):
         notes.append("the checkpoint also has averaged weights (EMA); they are restored into ema=")

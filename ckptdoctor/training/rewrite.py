@@ -254,7 +254,7 @@ class _Rewriter:
         renamed = sum(k != n for k, n in names.items())
         if renamed:
             self.note(f"{printable(state_dict.path or 'the file')}: {renamed} keys are shorter")
-        made._metadata = _metadata(state_dict, names)  # type: ignore[attr-defined]
+        vars(made)["_metadata"] = _metadata(state_dict, names)
         return made
 
 

@@ -7,6 +7,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ def _contents(
         others["optimizer"] = _each(optimizer, "optimizer", lambda o: _optimizer(o, model, names, copies))
     for role, thing in (("scheduler", scheduler), ("scaler", scaler)):
         if thing is not None:
-            others[role] = _each(thing, role, lambda t, role=role: copies.value(t.state_dict(), role))  # type: ignore[misc]
+            others[role] = _each(thing, role, partial(_state_of, copies, role))
     if ema is not None:
         others["ema_state_dict"] = _average(ema, copies)
     if target.suffix.lower() == ".safetensors" and (others or described):
@@ -121,7 +122,7 @@ def _weights(
     raw = model.state_dict(keep_vars=True)
     names = unwrapped_keys(model, list(raw))
     state: OrderedDict[str, Any] = OrderedDict((names[k], copies.value(v, names[k])) for k, v in raw.items())
-    state._metadata = _metadata(model, raw, names)  # type: ignore[attr-defined]
+    vars(state)["_metadata"] = metadata = _metadata(model, raw, names)
     bare = replace(tree, specs={names[k]: s for k, s in tree.specs.items()})
     record = {
         "format": FORMAT,
@@ -130,7 +131,7 @@ def _weights(
         "params": [k for k, s in bare.specs.items() if s.kind == "param"],
         "ties": [list(group) for group in bare.ties],
     }
-    state._metadata.setdefault("", {"version": 1})["ckptdoctor"] = bare.digest  # type: ignore[attr-defined]
+    metadata.setdefault("", {"version": 1})["ckptdoctor"] = bare.digest
     return names, state, record
 
 
@@ -165,8 +166,12 @@ def _average(ema: nn.Module, copies: Copies) -> OrderedDict[str, Any]:
     raw = ema.state_dict(keep_vars=True)
     names = unwrapped_keys(ema, list(raw))
     state = OrderedDict((names[k], copies.value(v, f"ema.{names[k]}")) for k, v in raw.items())
-    state._metadata = _metadata(ema, raw, names)  # type: ignore[attr-defined]
+    vars(state)["_metadata"] = _metadata(ema, raw, names)
     return state
+
+
+def _state_of(copies: Copies, role: str, thing: Any) -> Any:
+    return copies.value(thing.state_dict(), role)
 
 
 def _each(thing: Any, what: str, one: Callable[[Any], Any]) -> Any:

@@ -54,7 +54,7 @@ def schedule_work(
 ) -> tuple[list[StateWork], list[Diagnostic]]:
     """What to load into the schedulers (or scalers) at hand, or what stands against it."""
     things = by_name(given, role)
-    part = training.parts.get(role)  # type: ignore[call-overload]
+    part = training.parts.get(role)  # type: ignore[call-overload]  # any text may be asked for
     if not things:
         return [], []
     if part is None:

@@ -41,7 +41,7 @@ class Piece:
         plain = tensor.detach().cpu().contiguous()
         if sys.byteorder == "big":
             plain = plain.clone()
-            plain.untyped_storage().byteswap(plain.dtype)  # type: ignore[no-untyped-call]
+            plain.untyped_storage().byteswap(plain.dtype)
         return bytes_of(plain)
 
 
@@ -67,5 +67,5 @@ def bytes_of(tensor: Tensor) -> memoryview:
     if not count:
         return memoryview(b"")
     array = (ctypes.c_char * count).from_address(tensor.data_ptr())
-    array.tensor = tensor  # type: ignore[attr-defined]
+    vars(array)["tensor"] = tensor
     return memoryview(array).cast("B")

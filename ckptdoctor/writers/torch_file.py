@@ -66,5 +66,5 @@ def _save(contents: Contents, path: Path) -> None:
     made = {piece: piece.make().clone() for piece in dict.fromkeys(contents.pieces.values()) if piece.make}
     values: OrderedDict[str, Any] = OrderedDict((k, made[p]) for k, p in contents.pieces.items())
     values.update(contents.objects)
-    values._metadata = OrderedDict(contents.versions)  # type: ignore[attr-defined]
+    vars(values)["_metadata"] = OrderedDict(contents.versions)
     save_with_torch(values, path)

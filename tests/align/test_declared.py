@@ -20,7 +20,7 @@ RENAMED = {"first_net.**": "omega.**", "other_net.**": "alpha.**"}
 
 
 def tree(shapes: dict[str, tuple[int, ...]], **more: object) -> ParamTree:
-    return ParamTree({k: TensorSpec(s) for k, s in shapes.items()}, **more)  # type: ignore[arg-type]
+    return ParamTree({k: TensorSpec(s) for k, s in shapes.items()}, **more)
 
 
 def claims(source: ParamTree, target: ParamTree, *decisions: str) -> dict[str, str]:

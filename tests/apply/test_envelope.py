@@ -45,7 +45,7 @@ class Slotted:
     __slots__ = ("left", "right")
 
 
-class Filled(dict):  # type: ignore[type-arg]
+class Filled(dict):
     """A dict with attributes, as configuration libraries make them."""
 
 
@@ -254,13 +254,13 @@ class Best:
     path: Path
 
 
-class Scores(list):  # type: ignore[type-arg]
+class Scores(list):
     """A list with attributes."""
 
 
 def scores() -> Scores:
     made = Scores([0.5, np.float32(0.25)])
-    made.best = Best(0.5, Path("runs/best.pth"))  # type: ignore[attr-defined]
+    made.best = Best(0.5, Path("runs/best.pth"))
     return made
 
 

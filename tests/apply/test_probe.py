@@ -221,7 +221,10 @@ def test_what_differs_is_named_with_its_place_and_size(case, tmp_path):
 
 
 def test_the_tolerance_is_that_of_the_coarsest_dtype_unless_it_is_given(tmp_path):
-    near = lambda w, x: w * 1.005  # noqa: E731
+
+    def near(w, x):
+        return w * 1.005
+
     with pytest.raises(ProbeError):
         check(near, W, W, tmp_path)
     assert check(near, W, W, tmp_path, rtol=0.01).rtol == 0.01

@@ -57,7 +57,10 @@ def test_rows_are_written_as_one_by_one(drawn, around, start, tmp_path: Path) ->
         places.append(places[-1] + sum(map(len, parts)))
     asked = stream.Rows(rows, places)
     if around:
-        named = lambda first, found: [TAIL % (first + i, crc) for i, crc in enumerate(found)]  # noqa: E731
+
+        def named(first, found):
+            return [TAIL % (first + i, crc) for i, crc in enumerate(found)]
+
         asked = stream.Rows(rows, places, lambda first, last: heads[first:last], named)
     (tmp_path / "out").write_bytes(b"")
     descriptor, told = os.open(tmp_path / "out", os.O_RDWR), [0]

@@ -55,7 +55,7 @@ def state() -> OrderedDict[str, torch.Tensor]:
     made = OrderedDict((f"m.{n}", torch.zeros(3, 2).to(getattr(torch, n))) for n in DTYPES)
     made |= {"m.empty": torch.zeros(0, 4), "m.scalar": torch.tensor(3), "m.long": torch.arange(100_000.0)}
     made |= {"n." + "x" * 300: torch.ones(5), "n.ünï": torch.ones(1, 1, 1, 1, 2)}
-    made._metadata = OrderedDict({"": {"version": 1}, "m": {"version": 70_000}})  # type: ignore[attr-defined]
+    made._metadata = OrderedDict({"": {"version": 1}, "m": {"version": 70_000}})
     return made
 
 

@@ -32,7 +32,7 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> R
             main([str(a) for a in args])
         printed = capfd.readouterr()
         assert "Traceback" not in printed.err, printed.err
-        return Ended(stop.value.code, printed.out, printed.err)  # type: ignore[arg-type]
+        return Ended(stop.value.code, printed.out, printed.err)
 
     return call
 

@@ -75,12 +75,12 @@ def test_inspect_exits_1_when_something_is_unusual(run: Run, here: Path) -> None
         pass
 
     Mine.__module__, Mine.__qualname__ = "my_project", "Mine"
-    sys.modules["my_project"] = argparse  # type: ignore[assignment]
-    argparse.Mine = Mine  # type: ignore[attr-defined]
+    sys.modules["my_project"] = argparse
+    argparse.Mine = Mine
     try:
         torch.save({"model": state(), "args": Mine(lr=1)}, "odd.pth")
     finally:
-        del sys.modules["my_project"], argparse.Mine  # type: ignore[attr-defined]
+        del sys.modules["my_project"], argparse.Mine
     ended = run("inspect", "odd.pth")
     assert ended.code == 1
     assert "warning[CKD401]" in ended.out

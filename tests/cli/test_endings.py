@@ -141,7 +141,7 @@ def test_what_the_machine_refuses(
 
 def start(*args: str, **more: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ckptdoctor", *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)  # type: ignore[call-overload, no-any-return]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
 
 
 def test_a_reader_that_leaves_early_is_no_error(here: Path) -> None:

@@ -76,7 +76,7 @@ def filled(model: nn.Module) -> OrderedDict[str, Any]:
     torch.manual_seed(5)
     for parameter in model.parameters():
         nn.init.normal_(parameter)
-    return model.state_dict()  # type: ignore[return-value]
+    return model.state_dict()
 
 
 def test_each_release_goes_through_its_part_of_the_chain(folder: Path) -> None:
@@ -96,12 +96,12 @@ def test_each_release_goes_through_its_part_of_the_chain(folder: Path) -> None:
 
 def test_the_callers_state_dict_is_not_touched(folder: Path) -> None:
     state = filled(Old())
-    keys, metadata = list(state), dict(state._metadata)  # type: ignore[attr-defined]
+    keys, metadata = list(state), dict(state._metadata)
     model = New()
     register_migrations(model, folder)
     model.load_state_dict(state)
     assert list(state) == keys
-    assert state._metadata == metadata  # type: ignore[attr-defined]
+    assert state._metadata == metadata
 
 
 def test_modules_see_the_versions_of_their_tensors(folder: Path) -> None:
@@ -112,9 +112,7 @@ def test_modules_see_the_versions_of_their_tensors(folder: Path) -> None:
     register_migrations(model, folder)
     seen = {}
     norm = model.stages[0][1]
-    norm._register_load_state_dict_pre_hook(
-        lambda d, p, metadata, *_: seen.update(metadata)  # type: ignore[no-untyped-call]
-    )
+    norm._register_load_state_dict_pre_hook(lambda d, p, metadata, *_: seen.update(metadata))
     model.load_state_dict(state)
     assert seen["version"] == 2
     assert norm.num_batches_tracked == 7
@@ -182,8 +180,8 @@ def test_new_state_dicts_carry_the_number(folder: Path, tmp_path: Path) -> None:
     model = New()
     register_migrations(model, folder)
     state = model.state_dict()
-    assert state._metadata[""]["ckptdoctor"] == 2  # type: ignore[attr-defined]
-    assert state._metadata[""]["version"] == 3  # type: ignore[attr-defined]
+    assert state._metadata[""]["ckptdoctor"] == 2
+    assert state._metadata[""]["version"] == 3
     torch.save(state, tmp_path / "new.pth")
     assert torch.load(tmp_path / "new.pth", weights_only=True)._metadata[""]["ckptdoctor"] == 2
 
@@ -217,7 +215,7 @@ def test_a_change_that_no_name_shows_is_told_by_its_version_or_refused(tmp_path:
     with pytest.raises(ApplyError, match="may be older or newer than 0001-"):
         model.load_state_dict(old)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "nothing was loaded"
-    old._metadata[""]["ckptdoctor"] = 0  # type: ignore[attr-defined]
+    old._metadata[""]["ckptdoctor"] = 0
     model.load_state_dict(old)
     assert torch.equal(model.b.weight, old["a.weight"])
     new = model.state_dict()

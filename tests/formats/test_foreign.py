@@ -40,7 +40,7 @@ def zip_of(**members: bytes) -> bytes:
 
 def npy(array: object) -> bytes:
     out = io.BytesIO()
-    np.save(out, array)  # type: ignore[arg-type]
+    np.save(out, array)
     return out.getvalue()
 
 

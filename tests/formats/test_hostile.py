@@ -175,7 +175,7 @@ def test_the_extension_registry_is_neither_read_nor_written(tmp_path: Path) -> N
     try:
         with pytest.raises(CorruptCheckpointError):
             open_checkpoint(zip_with(tmp_path / "a.pth", b"\x80\x02\x82\x4d)R."))
-        assert 77 not in copyreg._extension_cache  # type: ignore[attr-defined]
+        assert 77 not in copyreg._extension_cache
     finally:
         copyreg.remove_extension("os", "getcwd", 77)
 

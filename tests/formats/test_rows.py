@@ -270,7 +270,7 @@ def rewritten(path: Path, pickle: bytes, members: dict[str, bytes]) -> None:
 def save_ours(state: dict[str, Tensor], path: Path) -> None:
     """As a repair writes it: nothing is put into the memo that nobody takes from it."""
     pieces = {
-        key: Piece(tuple(value.shape), "float32", make=lambda value=value: value)  # type: ignore[misc]
+        key: Piece(tuple(value.shape), "float32", make=lambda value=value: value)
         for key, value in state.items()
     }
     write_contents(Contents(pieces), path, Files())

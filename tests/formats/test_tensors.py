@@ -95,7 +95,7 @@ def test_parameters_are_told_from_buffers_where_the_file_says_so(tmp_path: Path)
 
 def test_a_tensor_subclass_and_tensors_with_attributes_keep_their_values(tmp_path: Path) -> None:
     tagged = torch.ones(3)
-    tagged.note = "mine"  # type: ignore[attr-defined]
+    tagged.note = "mine"
     torch.save({"x": tagged}, tmp_path / "a.pth")
     archive = open_checkpoint(tmp_path / "a.pth")
     assert_same(archive, only(archive), {"x": torch.ones(3)})
@@ -158,7 +158,7 @@ def test_any_strided_view_comes_back(
 ) -> None:
     path = tmp_path_factory.mktemp("views") / "a.pth"
     permutation = list(range(len(shape)))
-    order.shuffle(permutation)  # type: ignore[attr-defined]
+    order.shuffle(permutation)
     whole = torch.arange(start + torch.Size(shape).numel() + 2, dtype=torch.int32)
     view = whole[start : start + torch.Size(shape).numel()].reshape(shape).permute(permutation)
     (save_legacy if legacy else save_zip)(path, {"v": view})

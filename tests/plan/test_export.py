@@ -60,7 +60,7 @@ def module_of(target: ParamTree) -> nn.Module:
         for name in path:
             if name not in module._modules:
                 module.add_module(name, nn.Module())
-            module = module._modules[name]  # type: ignore[assignment]
+            module = module._modules[name]
         value = torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype))
         if value.is_floating_point():
             group = spec.storage or key
@@ -220,7 +220,7 @@ def test_law_names_stay_data_in_every_program(names: list[str]) -> None:
         tree = ast.parse(export(plan, source, target, form))
         plain = ast.parse(export(benign[0], benign_source, benign_target, form))
         assert shape_of(tree) == shape_of(plain)
-        values = {s.targets[0].id: s.value for s in tree.body if isinstance(s, ast.Assign)}  # type: ignore[attr-defined]
+        values = {s.targets[0].id: s.value for s in tree.body if isinstance(s, ast.Assign)}
         prefixes, whole = (ast.literal_eval(values[n]) for n in ("PREFIXES", "NAMES"))
         assert (tuple(prefixes), whole) == (find_names(moves).prefixes, find_names(moves).whole)
     old = tensors(source.specs)
@@ -287,7 +287,7 @@ def test_a_swap_without_a_version_is_not_guessed() -> None:
     old = OrderedDict(tensors(source.specs))
     with pytest.raises(RuntimeError, match="no version"):
         model.load_state_dict(old)
-    old._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
+    old._metadata = {"": {"version": 1}}
     model.load_state_dict(old)
     assert torch.equal(model.state_dict()["b"], old["a"])
     saved = model.state_dict()

@@ -40,9 +40,9 @@ READABLE = {
 def words(step: object) -> str:
     op = getattr(step, "op", "")
     if op == "rename":
-        return f"{step.from_} -> {step.to}"  # type: ignore[attr-defined]
+        return f"{step.from_} -> {step.to}"
     if op == "transform":
-        return f"{', '.join(step.from_)} -> {', '.join(step.to)} by {', '.join(step.apply)}"  # type: ignore[attr-defined]
+        return f"{', '.join(step.from_)} -> {', '.join(step.to)} by {', '.join(step.apply)}"
     return op
 
 

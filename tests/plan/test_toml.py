@@ -39,7 +39,7 @@ def make(**changes: object) -> Plan:
         ),
         "result": Result(loaded=2, reinitialised=1),
     }
-    return Plan(**{**data, **changes})  # type: ignore[arg-type]
+    return Plan(**{**data, **changes})
 
 
 @given(TEXT, TEXT, st.lists(TEXT, max_size=3), st.text(min_size=1))
@@ -110,6 +110,6 @@ def test_strips_come_first() -> None:
 
 
 def test_the_schema_names_every_step() -> None:
-    steps = json_schema()["properties"]["step"]["items"]["discriminator"]["mapping"]  # type: ignore[index]
+    steps = json_schema()["properties"]["step"]["items"]["discriminator"]["mapping"]
     ops = "strip_prefix strip_segment rename transform tie keep reinit drop cast place"
     assert set(steps) == set(ops.split())

@@ -47,11 +47,11 @@ Found 1 error: 1 with a safe fix."""
 
 def canned(*diagnostics: Diagnostic, verdict: str = "repairable") -> Diagnosis:
     keys = {"fc.weight": (2, 3), "fc.bias": (2,)}
-    return Diagnosis(archive(("", keys), path="r50.pth"), target(keys), verdict, diagnostics)  # type: ignore[arg-type]
+    return Diagnosis(archive(("", keys), path="r50.pth"), target(keys), verdict, diagnostics)
 
 
 def text(diagnosis: Diagnosis, **options: object) -> str:
-    return diagnosis_page(diagnosis, Options(**options)).plain()  # type: ignore[arg-type]
+    return diagnosis_page(diagnosis, Options(**options)).plain()
 
 
 def test_a_finding_is_drawn_like_this() -> None:
@@ -86,7 +86,7 @@ def test_a_report_is_short(findings: int) -> None:
 
 
 def test_what_is_folded_is_counted_and_a_pair_stays_together() -> None:
-    lines = [Line(f"{n}.{side}", side) for n in range(20) for side in "-+"]  # type: ignore[arg-type]
+    lines = [Line(f"{n}.{side}", side) for n in range(20) for side in "-+"]
     shown = folded(lines, 8)
     assert shown[-1].text == f"and {40 - len(shown) + 1} more lines like it (-v)"
     assert len(shown) <= 9

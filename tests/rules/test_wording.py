@@ -32,12 +32,12 @@ def narrated(code: str, alignment: Alignment, **more: object) -> list[Diagnostic
     source = more.pop("source", {"a": (2, 3)})
     model = more.pop("model", {"a": (2, 3)})
     case = Case(
-        archive=archive(("", source)),  # type: ignore[arg-type]
-        target=target(model),  # type: ignore[arg-type]
+        archive=archive(("", source)),
+        target=target(model),
         state_dict="",
-        source=tree(source),  # type: ignore[arg-type]
+        source=tree(source),
         alignment=alignment,
-        **more,  # type: ignore[arg-type]
+        **more,
     )
     return list(next(r for r in rules() if r.code == code).check(case))
 

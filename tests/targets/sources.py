@@ -21,7 +21,7 @@ Write = Callable[..., str]
 
 def error(model: str, **options: object) -> str:
     with pytest.raises(TargetError) as caught:
-        load_target(model, **options)  # type: ignore[arg-type]
+        load_target(model, **options)
     return str(caught.value)
 
 

@@ -33,7 +33,7 @@ def labels(write: Write, code: str, **options: object) -> list[str]:
         offered.extend(t.label.removeprefix("model.py:") for t in targets)
 
     try:
-        offered.append(load_target("model.py", prefer=note, **options).label.removeprefix("model.py:"))  # type: ignore[arg-type]
+        offered.append(load_target("model.py", prefer=note, **options).label.removeprefix("model.py:"))
     except TargetError:
         assert offered
     return offered

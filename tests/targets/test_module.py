@@ -71,7 +71,7 @@ class Bare(nn.Module):
         super().__init__()
         self.fc = nn.Linear(2, 3)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, torch.Tensor]:
         return {"w": self.fc.weight.detach(), "b": self.fc.bias}
 
 
@@ -96,7 +96,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), nn.BatchNorm2d(2)
     ),
     "DataParallel": lambda: nn.DataParallel(nn.Sequential(nn.Linear(2, 2))),
-    "compiled": lambda: torch.compile(nn.Sequential(nn.Linear(2, 2))),  # type: ignore[return-value]
+    "compiled": lambda: torch.compile(nn.Sequential(nn.Linear(2, 2))),
     "AveragedModel": lambda: torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2)),
     "tied": Tied,
     "weight_norm": lambda: parametrizations.weight_norm(nn.Linear(2, 3)),
@@ -179,7 +179,7 @@ def test_law_snapshot_is_the_state_dict(model: nn.Module) -> None:
 def test_ties_are_found_however_they_are_made() -> None:
     assert snapshot(Tied()).ties == (("emb.weight", "head.weight"),)
     by_data = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)])
-    by_data[1].weight.data = by_data[0].weight.data  # type: ignore[union-attr]
+    by_data[1].weight.data = by_data[0].weight.data
     assert snapshot(by_data).ties == (("0.weight", "1.weight"),)
     view = nn.ParameterList([torch.zeros(4, 4), torch.zeros(1)])
     view[1] = nn.Parameter(view[0].data[2:])
@@ -225,7 +225,7 @@ def test_modules_have_every_path_and_class() -> None:
         "2": "Sequential",
     }
     assert list(snapshot(shared()).modules) == ["", "a", "a.0", "a.1", "b", "b.0", "b.0.0", "b.0.1"]
-    wrapped = snapshot(torch.compile(nn.DataParallel(nn.Linear(1, 1)))).modules  # type: ignore[arg-type]
+    wrapped = snapshot(torch.compile(nn.DataParallel(nn.Linear(1, 1)))).modules
     assert wrapped["_orig_mod"] == "DataParallel"
     assert wrapped["_orig_mod.module"] == "Linear"
     assert snapshot(torch.jit.script(nn.Sequential(nn.Linear(1, 1)))).modules["0"] == "Linear"
@@ -266,14 +266,14 @@ def test_what_is_no_model_is_refused(thing: nn.Module, words: str) -> None:
 
 def test_a_model_that_contains_itself_is_refused() -> None:
     model = nn.Sequential(nn.Linear(1, 1))
-    model[0].me = model  # type: ignore[assignment]
+    model[0].me = model
     with pytest.raises(TargetError, match="itself"):
         snapshot(model)
 
 
 def test_a_state_dict_that_raises_is_named() -> None:
     class Broken(nn.Module):
-        def state_dict(self, **kwargs: object) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        def state_dict(self, **kwargs: object) -> dict[str, torch.Tensor]:
             raise ValueError("no \x1b[31m weights")
 
     with pytest.raises(TargetError, match=r"Broken.state_dict\(\) raises ValueError: no \\x1b\[31m weights"):

@@ -63,7 +63,7 @@ def install(act: Act) -> None:
             setattr(os, name, _watched(name, getattr(os, name), act))
     os.open = _watched_open(os.open, act)
     watched = _opener(io.open, act)
-    builtins.open = io.open = watched  # type: ignore[assignment]
+    builtins.open = io.open = watched
 
 
 def _watched(name: str, function: Any, act: Act) -> Any:

@@ -136,7 +136,7 @@ def test_a_disk_that_is_full(operation: Operation, folder: Path, pages: int, tmp
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (2048 * pages, 2048 * pages))
         # Others fill the disk after we have looked.
-        shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40)  # type: ignore[attr-defined, assignment]
+        shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40)
         try:
             operation.run(folder)
         finally:
@@ -169,7 +169,7 @@ def test_stopped_at_any_byte_of_the_file(folder: Path, operation: Operation, how
         operation.run(folder)
 
     for limit in places:
-        status = in_child(lambda limit=limit: run(limit))  # type: ignore[misc]
+        status = in_child(lambda limit=limit: run(limit))
         assert status != 0
         assert settled(folder, operation, before) == "old"
         if how == "full":
