@@ -42,6 +42,16 @@ def share(source: int, start: int, target: int, place: int, nbytes: int) -> tupl
     return first, last
 
 
+def start_over(descriptor: int) -> None:
+    """Empty the new file, to copy into it instead.
+
+    A file that is empty is left alone: what was once truncated to nothing, ext4 sends to the disk as a whole
+    when it is closed, though the fsync comes after that (``EXT4_STATE_DA_ALLOC_CLOSE``, fs/ext4/inode.c).
+    """
+    if os.fstat(descriptor).st_size:
+        os.ftruncate(descriptor, 0)
+
+
 def _clone(source: int, start: int, target: int, place: int, nbytes: int) -> bool:
     import fcntl
 

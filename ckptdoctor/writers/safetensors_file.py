@@ -14,7 +14,7 @@ from ckptdoctor.formats.blobs import Files
 from ckptdoctor.formats.safetensors import DTYPES, LARGEST_HEADER
 from ckptdoctor.receipt import listing
 from ckptdoctor.trees import DTYPE_SIZES
-from ckptdoctor.writers.clone import BLOCK, can_clone, share
+from ckptdoctor.writers.clone import BLOCK, can_clone, share, start_over
 from ckptdoctor.writers.pieces import Contents, Piece
 from ckptdoctor.writers.stream import OnBytes, Rows, allocate, fill_rows, put
 
@@ -32,7 +32,7 @@ def write_safetensors(contents: Contents, path: Path, files: Files, on_bytes: On
     descriptor = os.open(path, os.O_RDWR)
     try:
         if not _write_cloned(rows, descriptor, files, on_bytes):
-            os.ftruncate(descriptor, 0)
+            start_over(descriptor)
             _write_copied(rows, descriptor, files, on_bytes)
     finally:
         os.close(descriptor)

@@ -10,6 +10,7 @@ from typing import Any
 from ckptdoctor.errors import ApplyError
 from ckptdoctor.formats.blobs import Files
 from ckptdoctor.receipt import listing
+from ckptdoctor.writers.clone import start_over
 from ckptdoctor.writers.enveloped import Outline, enveloped
 from ckptdoctor.writers.pieces import Contents
 from ckptdoctor.writers.stream import OnBytes, Rows, allocate, fill_rows, put
@@ -33,7 +34,7 @@ def write_torch(contents: Contents, path: Path, files: Files, on_bytes: OnBytes 
     descriptor = os.open(path, os.O_RDWR)
     try:
         if not write_cloned(outline, descriptor, files, on_bytes):
-            os.ftruncate(descriptor, 0)
+            start_over(descriptor)
             _write_copied(outline, descriptor, files, on_bytes)
     finally:
         os.close(descriptor)

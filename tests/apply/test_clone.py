@@ -113,6 +113,22 @@ def test_where_it_cannot_be_bytes_are_copied(
     assert (monkey / f"out{suffix}").read_bytes() == out.read_bytes(), "as if it had not been tried"
 
 
+def test_nothing_of_the_attempt_stays_behind_a_small_file(tmp_path: Path, disk: Disk) -> None:
+    """The first block is shared to see whether it can be; here the whole new file is shorter."""
+    model = nn.Linear(2, 2)
+    state = {f"module.{k}": v for k, v in model.state_dict().items()}
+    source = tmp_path / "in.pth"
+    torch.save({"state_dict": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(9000)}}}}, source)
+    files = []
+    for name, fails in ("tried", [0, errno.EXDEV]), ("not", [errno.EXDEV]):
+        disk.fails = fails
+        (tmp_path / name).mkdir()
+        found = repaired(source, tmp_path / name / "out.pth", nn.Linear(2, 2))
+        assert all(torch.equal(found[k], v) for k, v in model.state_dict().items())
+        files.append((tmp_path / name / "out.pth").read_bytes())
+    assert files[0] == files[1] and disk.shared == 4096 > len(files[0])
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_failing_disk_is_an_error_and_leaves_nothing(tmp_path: Path, disk: Disk, suffix: str) -> None:
     disk.fails = [0, errno.EIO]
