@@ -210,6 +210,7 @@ PASSES = (
     checks.adapters,
     layouts.invisible,
     crossing.unexplained,
+    turned.unproved,
     turned.packs,
     turned.exchanged,
     checks.duplicates,

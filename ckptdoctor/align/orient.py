@@ -19,6 +19,8 @@ Chain = tuple[str, ...]
 Families = tuple[tuple[str, str], ...]
 Votes = dict[tuple[str, str], set[Chain]]
 
+TURN = "transpose(0,1)"
+
 _WIDE = ("block", "class")  # families of tensors that have other names
 _SEVERAL = 2  # layers, not counted by their blocks, whose word counts for such a family
 TURNED_CLASSES = frozenset({"Conv1D"})  # transformers' linear layer of GPT-2: weights are [in, out]
@@ -52,7 +54,7 @@ def _options(shape: Shape, dst: Shape, stacked: bool) -> tuple[Chain, ...]:
     if shape == dst:
         found.append(())
     if len(shape) == len(dst) == 2 and shape[::-1] == dst and (min(shape) > 1 or shape != dst):
-        found.append(("transpose(0,1)",))
+        found.append((TURN,))
     if stacked and shape[0] == dst[0] and shape[:0:-1] == dst[1:] and min(shape[1:]) > 1:
         found.append(("transpose(1,2)",))
     if found:
@@ -132,6 +134,29 @@ def _voted(families: Families, ways: tuple[Chain, ...], votes: Votes) -> tuple[C
             if len(fitting) == 1:
                 return fitting[0], f"as the other `{family[1]}`"
     return None, ""
+
+
+def unproved(pairs: Sequence[Pair]) -> list[Pair]:
+    """Matrices that are turned for no other reason than their shapes, where these may mean something else.
+
+    A bias shows where the outputs are; `kernel` and Conv1D say so. Without that, a matrix alone among others
+    that fit as they are may be another network's; and so may all, if each fits as it is in another's place.
+    """
+    turned = [p for p in pairs if p.options == ((TURN,),) and p.source.bare == p.target.bare]
+    doubted = [p for p in turned if not (_has_bias(p) or _hinted(p) or p.target.cls in TURNED_CLASSES)]
+    if not doubted:
+        return []
+    mine = sorted(p.source.leaves[p.role].shape for p in doubted)
+    if mine == sorted(p.target.leaves[p.role].shape for p in doubted):
+        return doubted
+    straight = [p for p in pairs if p.options == ((),) and _families(p) and _votes(p)]
+    like = {_families(p)[0] for p in straight}
+    alone = straight and len({unnumbered(tuple(p.target.path.split("."))) for p in turned}) < _SEVERAL
+    return [p for p in doubted if alone or _families(p)[0] in like or not _votes(p)]
+
+
+def _has_bias(pair: Pair) -> bool:
+    return "bias" in pair.source.leaves and "bias" in pair.target.leaves
 
 
 def _hinted(pair: Pair) -> bool:

@@ -12,12 +12,13 @@ from ckptdoctor.align.checks import take_back
 from ckptdoctor.align.doubts import SPOKEN
 from ckptdoctor.align.model import Choice, Match
 from ckptdoctor.align.names import leaf_role
+from ckptdoctor.align.orient import TURN
+from ckptdoctor.align.orient import unproved as unproved_pairs
 from ckptdoctor.align.units import Shape
 
 if TYPE_CHECKING:
     from ckptdoctor.align.engine import State
 
-TURN = "transpose(0,1)"
 _PACKING = ("chunk(0,", "slice(0,", "concat(0)")
 
 
@@ -56,6 +57,14 @@ def _square(state: State, match: Match) -> bool:
         else [state.target[match.target].shape]
     )
     return all(len(s) == 2 and s[0] == s[1] > 1 for s in shapes)
+
+
+def unproved(state: State) -> None:
+    """Matrices of which only the shapes say that they are turned, and not clearly."""
+    keys = [k for p in unproved_pairs(state.pairs) for k in p.target.leaves[p.role].keys]
+    targets = [state.target_names.get(k, k) for k in keys]
+    claims = [k for k in targets if k in state.matches and state.matches[k].ops == (TURN,)]
+    take_back(state, claims, "it only fits when it is turned, and nothing but its shape says that it is")
 
 
 def exchanged(state: State) -> None:

@@ -12,6 +12,7 @@ from ckptdoctor.align.model import Match, Question
 from ckptdoctor.align.names import is_derived, is_training_state, table
 from ckptdoctor.align.offers import offers
 from ckptdoctor.align.prefix import relative_name
+from ckptdoctor.keys import fold
 from ckptdoctor.wrappers import strip_key
 
 if TYPE_CHECKING:
@@ -187,6 +188,8 @@ def _family(key: str) -> str:
 def _open_question(state: State, keys: list[str]) -> Question:
     first = state.matches[keys[0]]
     choice = first.choices[0]
+    if choice.ops and all([c.ops for c in state.matches[k].choices] == [choice.ops] for k in keys):
+        return _only_question(state, keys)
     layouts = len({c.sources for c in first.choices}) == 1 and len(first.choices) > 1
     title = (
         f"`{_stem(keys)}` fits in more than one layout"
@@ -202,6 +205,25 @@ def _open_question(state: State, keys: list[str]) -> Question:
         tuple(dict.fromkeys(s for k in keys for c in state.matches[k].choices for s in c.sources)),
         notes,
         ((flag, "declare one of them; the rest may follow"),) if flag else (),
+    )
+
+
+def _only_question(state: State, keys: list[str]) -> Question:
+    """Keys that fit in one way, which is not sure enough."""
+    first = state.matches[keys[0]]
+    folds, ops = fold(keys), "|".join(first.choices[0].ops)
+    one = len(folds) == 1
+    pattern = folds[0].text if one else keys[0]
+    return Question(
+        "layout",
+        f"`{pattern if one else _stem(keys)}` fits in one way, through `{ops}`, and may be another network's",
+        tuple(keys),
+        tuple(dict.fromkeys(s for k in keys for c in state.matches[k].choices for s in c.sources)),
+        first.evidence,
+        (
+            (f"--op '{pattern}={ops}'", "they are the same weights, kept that way"),
+            (f"--reinit '{pattern}'", "they are not: keep the model's initial values"),
+        ),
     )
 
 

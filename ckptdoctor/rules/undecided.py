@@ -19,7 +19,9 @@ class UndecidedMatch(Rule):
 
     What it means
         Several tensors of equal shape could fill the same key, or a layout that shapes do not show
-        (fused q/k/v, rotary halves, square matrices that may be transposed) crosses two families.
+        (fused q/k/v, rotary halves, square matrices that may be transposed) crosses two families. Or a
+        matrix only fits when it is transposed, while others like it fit as they are: it may be the same
+        weights, kept the other way round, or those of another network.
 
     Why it matters
         Each of the choices loads without an error. The wrong one gives a model that computes nonsense,
