@@ -137,7 +137,22 @@ def _voted(families: Families, ways: tuple[Chain, ...], votes: Votes) -> tuple[C
 
 
 def unproved(pairs: Sequence[Pair]) -> list[Pair]:
-    """Matrices that are turned for no other reason than their shapes, where these may mean something else.
+    """Tensors that fit in one way, for no other reason than their shapes, which may mean something else."""
+    return [*_turned_alone(pairs), *(p for p in pairs if p.chosen and _exchanges_axes(p))]
+
+
+def _exchanges_axes(pair: Pair) -> bool:
+    """Whether a module's axes of one item are elsewhere: a kernel of 3 x 1 for 1 x 3, inputs for outputs."""
+    mine, theirs = (unit.leaves[pair.role].shape for unit in (pair.source, pair.target))
+    if pair.source.bare or pair.target.bare or mine == theirs or min(len(mine), len(theirs)) < 2:
+        return False
+    if pair.chosen != (f"reshape({','.join(map(str, theirs))})",):
+        return False
+    return mine[0] != theirs[0] or (len(mine) == len(theirs) and sum(d != 1 for d in theirs) > 1)
+
+
+def _turned_alone(pairs: Sequence[Pair]) -> list[Pair]:
+    """Matrices that are turned though it is not clear that they are.
 
     A bias shows where the outputs are; `kernel` and Conv1D say so. Without that, a matrix alone among others
     that fit as they are may be another network's; and so may all, if each fits as it is in another's place.

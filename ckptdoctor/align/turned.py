@@ -60,11 +60,14 @@ def _square(state: State, match: Match) -> bool:
 
 
 def unproved(state: State) -> None:
-    """Matrices of which only the shapes say that they are turned, and not clearly."""
-    keys = [k for p in unproved_pairs(state.pairs) for k in p.target.leaves[p.role].keys]
-    targets = [state.target_names.get(k, k) for k in keys]
-    claims = [k for k in targets if k in state.matches and state.matches[k].ops == (TURN,)]
-    take_back(state, claims, "it only fits when it is turned, and nothing but its shape says that it is")
+    """Tensors of which only the shapes say that they are laid out in another way, and not clearly."""
+    for pair in unproved_pairs(state.pairs):
+        target = pair.target.leaves[pair.role].keys[0]
+        key = state.target_names.get(target, target)
+        match = state.matches.get(key)
+        if match is not None and match.ops == pair.chosen:
+            why = f"it only fits through `{'|'.join(match.ops)}`, and nothing but its shape says so"
+            take_back(state, [key], why)
 
 
 def exchanged(state: State) -> None:

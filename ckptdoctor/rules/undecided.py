@@ -20,8 +20,8 @@ class UndecidedMatch(Rule):
     What it means
         Several tensors of equal shape could fill the same key, or a layout that shapes do not show
         (fused q/k/v, rotary halves, square matrices that may be transposed) crosses two families. Or a
-        matrix only fits when it is transposed, while others like it fit as they are: it may be the same
-        weights, kept the other way round, or those of another network.
+        layer only fits with its axes exchanged (a matrix transposed while others like it are not, a
+        kernel of 1 x 7 for one of 7 x 1): the same weights, kept in another way, or another network's.
 
     Why it matters
         Each of the choices loads without an error. The wrong one gives a model that computes nonsense,

@@ -1,4 +1,4 @@
-"""A matrix that only fits when it is turned is turned where something else shows it, and asked about where not."""
+"""What only fits in another layout gets it where something else shows that it has it, and is asked about where not."""
 
 from __future__ import annotations
 
@@ -108,3 +108,45 @@ def test_where_all_are_turned_and_nothing_else_explains_it_they_are(head: bool) 
     assert set(found) == set(target.specs)
     turned = {k for k, text in found.items() if text.endswith(TURN)}
     assert turned == {k for k in target.specs if "_proj" in k} | ({"lm_head.weight"} if head else set())
+
+
+CONTEXT = conv("stem", 8, 3) | norm("norm", 8)
+
+
+@pytest.mark.parametrize(
+    ("have", "want"),
+    [
+        ((8, 8, 1, 7), (8, 8, 7, 1)),  # a kernel along the other side
+        ((1, 16, 3, 3), (16, 1, 3, 3)),  # sixteen inputs, or sixteen channels for themselves
+        ((16, 1, 3, 3), (1, 16, 3, 3)),
+        ((1, 16, 1, 1), (16, 1, 1, 1)),
+        ((1, 8, 5), (8, 1, 5)),
+        ((8, 1, 5), (1, 8, 5, 1)),
+    ],
+)
+def test_a_modules_axes_are_not_exchanged_because_the_number_fits(
+    have: tuple[int, ...], want: tuple[int, ...]
+) -> None:
+    source, target = tree(CONTEXT, {"mix.weight": have}), tree(CONTEXT, {"mix.weight": want})
+    assert set(claimed(source, target)) == set(CONTEXT)
+    (question,) = align(source, target).questions
+    assert question.targets == ("mix.weight",)
+
+
+@pytest.mark.parametrize(
+    ("key", "have", "want"),
+    [
+        ("mix.weight", (8, 16), (8, 16, 1, 1)),  # linear, and a convolution of one pixel
+        ("mix.weight", (8, 16, 1, 1), (8, 16)),
+        ("mix.weight", (8, 4, 5), (8, 4, 5, 1)),  # one-dimensional, and two
+        ("mix.weight", (8, 36), (8, 4, 3, 3)),  # behind a flatten
+        ("mix.weight", (1, 1, 1, 8), (1, 8, 1, 1)),  # one value a channel, wherever channels are
+        ("mix.weight", (8,), (1, 8, 1, 1)),
+        ("positions", (1, 50, 8), (50, 1, 8)),  # a table with an axis for the batch
+    ],
+)
+def test_axes_that_only_carry_the_shape_are_added_and_moved(
+    key: str, have: tuple[int, ...], want: tuple[int, ...]
+) -> None:
+    source, target = tree(CONTEXT, {key: have}), tree(CONTEXT, {key: want})
+    assert claimed(source, target)[key] == f"{key} | reshape({','.join(map(str, want))})"
