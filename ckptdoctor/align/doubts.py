@@ -54,6 +54,11 @@ class Claim:
         return self.name[self.at].isdecimal() and self.other[self.at].isdecimal()
 
     @property
+    def own(self) -> bool:
+        """Whether the names part at the tensor's own, a parameter's of one and the same module."""
+        return self.at == len(self.name) - 1 == len(self.other) - 1
+
+    @property
     def places(self) -> tuple[Path, Path]:
         """Up to where the names agree, on both sides."""
         return self.name[: self.at], self.other[: self.at]
@@ -138,6 +143,7 @@ def _outside(state: State, target: Part, source: Part) -> set[str]:
 def _inferred(state: State, target: Part, source: Part) -> Iterator[Claim]:
     """Claims whose names do not say it by themselves."""
     names = {key: name for name, key in state.source_names.items()}
+    bare = {k for u in (*state.sources, *state.targets) if u.bare for k in u.whole}
     for name, key in state.target_names.items():
         match = state.matches[key]
         if match.status != "safe" or is_declared(match) or not set(match.sources) <= names.keys():
@@ -147,6 +153,8 @@ def _inferred(state: State, target: Part, source: Part) -> Iterator[Claim]:
         path = path_of(name)
         for other in (path_of(names[s]) for s in match.sources):
             at = _parting(path, other, target, source)
+            if at is None and name in bare and _other_word(path[-1], other[-1]):
+                at = len(path) - 1
             if at is not None:
                 yield Claim(key, path, other, at, state.target[key].shape)
                 break
@@ -173,7 +181,8 @@ def _lone(state: State, claims: Claims, target: Part, source: Part) -> None:
     repeated = tally((unnumbered(c.name), unnumbered(c.other)) for c in claims.values())
     for claim in list(claims.values()):
         node = claim.other[: claim.at + 1]
-        said = any(e.startswith(SPOKEN) for e in state.matches[claim.key].evidence)
+        spoken = [e for e in state.matches[claim.key].evidence if e.startswith(SPOKEN)]
+        said = any(e != "names agree" or not claim.own for e in spoken)  # they may agree in the module's
         said |= repeated[unnumbered(claim.name), unnumbered(claim.other)] > 1
         if said or _related(claim) or held[node] > 1:
             continue
@@ -185,12 +194,26 @@ def _few(state: State) -> float:
 
 
 def _related(claim: Claim) -> bool:
-    """Whether what differs of the two names has a word in common, or the beginning of one."""
+    """Whether what differs of the two names has a word in common, or the beginning of one.
+
+    Of a tensor's own name one has to say all that the other does: `pos_token` is no `cls_token`.
+    """
     mine, theirs = (
-        {t for segment in path[claim.at : -1] for t in words(segment) if isinstance(t, str)}
+        {
+            t
+            for segment in path[claim.at : None if claim.own else -1]
+            for t in words(segment)
+            if isinstance(t, str)
+        }
         for path in (claim.other, claim.name)
     )
-    return any(a[:STEM] == b[:STEM] for a in mine for b in theirs if min(len(a), len(b)) >= STEM or a == b)
+    few, many = sorted((mine, theirs), key=len)
+    found = [any(_same_word(a, b) for b in many) for a in few]
+    return bool(found) and all(found) if claim.own else any(found)
+
+
+def _same_word(a: str, b: str) -> bool:
+    return a == b or (min(len(a), len(b)) >= STEM and a[:STEM] == b[:STEM])
 
 
 def _parting(name: Path, other: Path, target: Part, source: Part) -> int | None:
@@ -206,6 +229,11 @@ def _parting(name: Path, other: Path, target: Part, source: Part) -> int | None:
         if a.isdecimal() and target.starts[name[:i]] != source.starts[other[:i]]:
             return i
     return None
+
+
+def _other_word(name: str, other: str) -> bool:
+    """Whether two parameters of one module are called differently."""
+    return name != other and name_of(name).concepts != name_of(other).concepts
 
 
 def _movable(claim: Claim, target: Part, source: Part, apart: Collection[tuple[Path, Path]]) -> str:
