@@ -31,6 +31,7 @@ NAMED = "another tensor has the very name, and found no place"
 LISTED = "these blocks are renumbered, and not all of them found their place"
 _LAYOUTS = ("packed", "rotary", "patch", "gateup", "fold")  # the pair is certain, its layout is asked
 LONE = "only the shape speaks for it: the checkpoint may have lost this tensor and hold a stranger"
+OPPOSED = "their names say two different things"
 RENAMED = 0.25  # share of the model's tensors from which it is another naming, not single strangers
 STEM = 4  # letters
 SPOKEN = ("same name", "names agree", "both are", "same values", "tied to", "derived", "recipe")
@@ -57,6 +58,12 @@ class Claim:
     def own(self) -> bool:
         """Whether the names part at the tensor's own, a parameter's of one and the same module."""
         return self.at == len(self.name) - 1 == len(self.other) - 1
+
+    @property
+    def parts(self) -> tuple[Path, Path]:
+        """What differs of the two names, the checkpoint's first; of modules without the tensors' own."""
+        end = None if self.own else -1
+        return self.other[self.at : end], self.name[self.at : end]
 
     @property
     def places(self) -> tuple[Path, Path]:
@@ -180,6 +187,9 @@ def _lone(state: State, claims: Claims, target: Part, source: Part) -> None:
     held = tally(p[:depth] for p in used for depth in range(len(p) + 1))
     repeated = tally((unnumbered(c.name), unnumbered(c.other)) for c in claims.values())
     for claim in list(claims.values()):
+        if _opposed(claim):
+            _withdraw(state, claim, claims, target, source, OPPOSED)
+            continue
         node = claim.other[: claim.at + 1]
         spoken = [e for e in state.matches[claim.key].evidence if e.startswith(SPOKEN)]
         said = any(e != "names agree" or not claim.own for e in spoken)  # they may agree in the module's
@@ -193,19 +203,19 @@ def _few(state: State) -> float:
     return max(2, len(state.matches) * RENAMED)
 
 
+def _opposed(claim: Claim) -> bool:
+    """Whether one name says what excludes the other: a student is no teacher."""
+    mine, theirs = (name_of(".".join(part)).form.values for part in claim.parts)
+    return any(theirs.get(group, value) != value for group, value in mine.items())
+
+
 def _related(claim: Claim) -> bool:
     """Whether what differs of the two names has a word in common, or the beginning of one.
 
     Of a tensor's own name one has to say all that the other does: `pos_token` is no `cls_token`.
     """
     mine, theirs = (
-        {
-            t
-            for segment in path[claim.at : None if claim.own else -1]
-            for t in words(segment)
-            if isinstance(t, str)
-        }
-        for path in (claim.other, claim.name)
+        {t for segment in part for t in words(segment) if isinstance(t, str)} for part in claim.parts
     )
     few, many = sorted((mine, theirs), key=len)
     found = [any(_same_word(a, b) for b in many) for a in few]

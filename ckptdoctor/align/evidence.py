@@ -22,6 +22,7 @@ LAST_WORD = 0.75
 SHAPE = 3.0  # against a pair that would have to be transposed
 EXCLUDED = 12.0  # roles that exclude each other: never claimed
 _SOFT = {"side": 3.0, "modality": 3.0, "path": 2.0, "squeeze": 3.0, "branch": 2.0, "reads": 4.0, "ffn": 4.0}
+_SOFT |= dict.fromkeys(("copy", "agent", "game", "edge", "hand", "way", "level", "reach", "sign"), 3.0)
 FEW_WORDS = 0.3
 
 

@@ -68,3 +68,27 @@ def test_a_name_that_is_new_in_all_blocks_is_a_rename() -> None:
 def test_but_not_of_what_is_something_else(name: str, other: str) -> None:
     source, target = tree(*blocks(other, 5)), tree(*blocks(name, 5))
     assert not [k for k in claimed(source, target) if k.endswith(name)]
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("student", "teacher"),
+        ("actor", "critic"),
+        ("encoder_norm", "decoder_norm"),
+        ("visual_proj", "text_proj"),
+        ("q_norm", "k_norm"),
+        ("start", "end"),
+        ("left", "right"),
+        ("forward_lstm", "backward_lstm"),
+        ("fc_mu", "fc_logvar"),
+    ],
+)
+@pytest.mark.parametrize("part", [linear("", 9, 6), norm("", 7)])
+def test_a_module_is_not_filled_from_its_opposite(name: str, other: str, part: Shapes) -> None:
+    def beside(path: str) -> Shapes:
+        return {f"{path}{leaf}": shape for leaf, shape in part.items()}
+
+    source, target = tree(REST, beside(other)), tree(REST, beside(name))
+    assert set(claimed(source, target)) == set(REST)
+    assert align(source, target).verdict == "undecided"
