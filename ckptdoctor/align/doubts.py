@@ -187,14 +187,14 @@ def _lone(state: State, claims: Claims, target: Part, source: Part) -> None:
     held = tally(p[:depth] for p in used for depth in range(len(p) + 1))
     repeated = tally((unnumbered(c.name), unnumbered(c.other)) for c in claims.values())
     for claim in list(claims.values()):
-        if _opposed(claim):
+        several = repeated[unnumbered(claim.name), unnumbered(claim.other)] > 1
+        if _opposed(claim) or (not several and _other_purpose(claim)):
             _withdraw(state, claim, claims, target, source, OPPOSED)
             continue
         node = claim.other[: claim.at + 1]
         spoken = [e for e in state.matches[claim.key].evidence if e.startswith(SPOKEN)]
         said = any(e != "names agree" or not claim.own for e in spoken)  # they may agree in the module's
-        said |= repeated[unnumbered(claim.name), unnumbered(claim.other)] > 1
-        if said or _related(claim) or held[node] > 1:
+        if said or several or _related(claim) or held[node] > 1:
             continue
         _withdraw(state, claim, claims, target, source, LONE)
 
@@ -207,6 +207,18 @@ def _opposed(claim: Claim) -> bool:
     """Whether one name says what excludes the other: a student is no teacher."""
     mine, theirs = (name_of(".".join(part)).form.values for part in claim.parts)
     return any(theirs.get(group, value) != value for group, value in mine.items())
+
+
+def _other_purpose(claim: Claim) -> bool:
+    """Whether both layers are one kind of thing, each for something: a head for the age, or the income."""
+    mine, theirs = (
+        {t for c in name_of(path[claim.at]).concepts for t in c if isinstance(t, str)}
+        for path in (claim.other, claim.name)
+    )
+    more, own = mine - theirs, theirs - mine
+    same = any(_same_word(a, b) for a in more for b in own)
+    layers = claim.at == len(claim.name) - 2 == len(claim.other) - 2
+    return layers and bool(mine & theirs and more and own) and not same
 
 
 def _related(claim: Claim) -> bool:

@@ -191,18 +191,19 @@ def _open_question(state: State, keys: list[str]) -> Question:
     if choice.ops and all([c.ops for c in state.matches[k].choices] == [choice.ops] for k in keys):
         return _only_question(state, keys)
     layouts = len({c.sources for c in first.choices}) == 1 and len(first.choices) > 1
-    title = (
-        f"`{_stem(keys)}` fits in more than one layout"
-        if layouts
-        else f"more than one way to fill {len(keys)} model key{'s' * (len(keys) > 1)} under `{_stem(keys)}`"
-    )
+    sources = list(dict.fromkeys(s for k in keys for c in state.matches[k].choices for s in c.sources))
+    title = f"more than one way to fill {len(keys)} model key{'s' * (len(keys) > 1)} under `{_stem(keys)}`"
+    if layouts:
+        title = f"`{_stem(keys)}` fits in more than one layout"
+    elif all(len(state.matches[k].choices) == 1 for k in keys):
+        title = f"`{_stem(keys)}` may be `{_stem(sources)}` of the checkpoint, or not in it"
     flag = f"--rename '{choice.sources[0]}={first.target}'" if len(choice.sources) == 1 else ""
     notes = first.evidence or ("shapes agree and no name, number or place in the tree decides",)
     return Question(
         "layout" if layouts else "equal-shapes",
         title,
         tuple(keys),
-        tuple(dict.fromkeys(s for k in keys for c in state.matches[k].choices for s in c.sources)),
+        tuple(sources),
         notes,
         ((flag, "declare one of them; the rest may follow"),) if flag else (),
     )

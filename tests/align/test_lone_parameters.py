@@ -82,6 +82,7 @@ def test_but_not_of_what_is_something_else(name: str, other: str) -> None:
         ("left", "right"),
         ("forward_lstm", "backward_lstm"),
         ("fc_mu", "fc_logvar"),
+        ("age_head", "income_head"),  # no opposites, but each says what it is for
     ],
 )
 @pytest.mark.parametrize("part", [linear("", 9, 6), norm("", 7)])
