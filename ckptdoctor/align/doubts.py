@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
 from typing import TYPE_CHECKING
 
 from ckptdoctor.align.checks import take_back
@@ -188,7 +189,8 @@ def _lone(state: State, claims: Claims, target: Part, source: Part) -> None:
     repeated = tally((unnumbered(c.name), unnumbered(c.other)) for c in claims.values())
     for claim in list(claims.values()):
         several = repeated[unnumbered(claim.name), unnumbered(claim.other)] > 1
-        if _opposed(claim) or (not several and _other_purpose(claim)):
+        strange = _opposed(claim) or (not several and _other_purpose(claim))
+        if strange and prod(claim.shape) == prod(source.shapes[claim.other]):  # `q` is a part of `qkv`
             _withdraw(state, claim, claims, target, source, OPPOSED)
             continue
         node = claim.other[: claim.at + 1]

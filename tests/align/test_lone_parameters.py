@@ -93,3 +93,11 @@ def test_a_module_is_not_filled_from_its_opposite(name: str, other: str, part: S
     source, target = tree(REST, beside(other)), tree(REST, beside(name))
     assert set(claimed(source, target)) == set(REST)
     assert align(source, target).verdict == "undecided"
+
+
+def test_a_part_is_not_the_opposite_of_the_whole() -> None:
+    apart = [linear(f"attn.{p}_proj", 8, 8) for p in "qkv"]
+    source, target = tree(REST, *apart), tree(REST, linear("attn.qkv", 24, 8))
+    sources = ", ".join(f"attn.{p}_proj.weight" for p in "qkv")
+    assert claimed(source, target)["attn.qkv.weight"] == f"{sources} | concat(0)"
+    assert claimed(target, source)["attn.k_proj.weight"] == "attn.qkv.weight | chunk(0,1,3)"
