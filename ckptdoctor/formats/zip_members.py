@@ -156,29 +156,33 @@ class Members(Mapping[str, Member]):
         return self.at(order[-1]), None
 
     def _read(self, data: bytes, count: int) -> None:
-        at = 0
+        at = alone = 0
         while (left := count - len(self.names)) > 0:
-            taken, end = self._alike(data, at, min(left, MOST))
-            at = end if taken else self._one(data, at)
+            taken, end = (1, at) if alone else self._alike(data, at, min(left, MOST))
+            if end > at:
+                at = end
+            else:
+                alone = max(alone, taken) - 1
+                at = self._one(data, at)
         if at != len(data):
             raise self._bad("its central directory is longer than its entries")
 
     def _alike(self, data: bytes, at: int, count: int) -> tuple[int, int]:
-        """How many of the next entries were read together, and where they end; 0 where few are alike."""
+        """How many of the next entries are alike, and where they end; ``at`` if each is to be read alone."""
         if count < FEW or at + CENTRAL.size > len(data):
-            return 0, at
+            return 1, at
         length = CENTRAL.size + sum(LENGTHS.unpack_from(data, at + 28))
         # A mark where the last of a few would begin: mostly there are as many entries like the first.
         last = at + (FEW - 1) * length
         if data[last : last + 4] != MARK:
-            return 0, at
+            return 1, at
         rows = Rows(data[at : at + count * length], length)
         count = min(rows.count, rows.leading(MARK, 0), rows.leading(data[at + 28 : at + 34], 28))
         end = at + count * length
         name_length = LENGTHS.unpack_from(data, at + 28)[0]
-        if count < FEW or not self._plain(Rows(data[at:end], length), name_length):
-            return 0, at
-        return count, end
+        if count < FEW:
+            return 1, at
+        return count, end if self._plain(Rows(data[at:end], length), name_length) else at
 
     def _plain(self, rows: Rows, length: int) -> bool:
         """Add the entries, if they need neither zip64 nor another alphabet."""

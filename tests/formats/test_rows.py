@@ -32,7 +32,7 @@ from ckptdoctor.formats.envelope import open_envelope
 from ckptdoctor.formats.lazy import LazySpecs
 from ckptdoctor.formats.pickle_scan import Scan
 from ckptdoctor.formats.rows import added, any_above
-from ckptdoctor.formats.source import window_of_bytes
+from ckptdoctor.formats.source import FileSource, window_of_bytes
 from ckptdoctor.formats.unpickle import Storages
 from ckptdoctor.formats.views import Views
 from ckptdoctor.formats.whole import Whole, whole_tensors
@@ -391,3 +391,21 @@ def test_storages_in_rows_and_alone_are_one_table(big: Path) -> None:
     assert {spec.storage for spec in archive.state_dicts[0].tree.specs.values()} == set(archive.storages)
     assert Storages().columns() == ([], [], [], [])
     assert zip_directory.MANY > zip_members.FEW
+
+
+def test_entries_that_have_to_be_read_alone_are_tried_together_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each used to try again with all behind it, which took longer with their square (beyond 4 GB, say)."""
+    names = [f"archive/data/\u00e9{i:04}" for i in range(400)]
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w") as made:
+        for i, name in enumerate(names):
+            made.writestr(name, bytes([i % 256]) * i)
+    tried, plain = [], Members._plain
+    monkeypatch.setattr(Members, "_plain", lambda self, *a: tried.append(a) or plain(self, *a))
+    with FileSource(str(file)) as source:
+        found = Directory(source).members
+        assert list(found) == names
+        assert [found[name].size for name in names] == list(range(400))
+    assert len(tried) == 1
