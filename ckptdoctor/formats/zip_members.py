@@ -23,6 +23,7 @@ MARK = b"PK\x01\x02"
 LOCAL_SIZE = 30  # bytes of a local header without its name
 U32 = 0xFFFFFFFF
 _FULL = U32.to_bytes(4, "little")  # what a zip64 entry has, in the lower half of eight bytes
+_FAR = struct.pack("<2H", 1, 8)  # how a zip64 field begins that has a place and no sizes
 FEW = 16  # entries that are not worth to be unpacked together
 MANY = 512  # entries whose columns are worth to be added as long integers
 ASKED = 16  # names that are looked for one by one
@@ -179,16 +180,21 @@ class Members(Mapping[str, Member]):
         rows = Rows(data[at : at + count * length], length)
         count = min(rows.count, rows.leading(MARK, 0), rows.leading(data[at + 28 : at + 34], 28))
         end = at + count * length
-        name_length = LENGTHS.unpack_from(data, at + 28)[0]
+        name_length, extra_length, _ = LENGTHS.unpack_from(data, at + 28)
         if count < FEW:
             return 1, at
-        return count, end if self._plain(Rows(data[at:end], length), name_length) else at
+        return count, end if self._plain(Rows(data[at:end], length), name_length, extra_length) else at
 
-    def _plain(self, rows: Rows, length: int) -> bool:
-        """Add the entries, if they need neither zip64 nor another alphabet."""
+    def _plain(self, rows: Rows, length: int, extra: int) -> bool:
+        """Add the entries, if they need no other alphabet, and zip64 for their places beyond 4 GB only."""
         packed, sizes, headers = (rows.numbers(4, at) for at in (20, 24, 42))
         text = rows.texts(length, CENTRAL.size)
-        if text is None or any(_FULL in column.tobytes() for column in (packed, sizes, headers)):
+        behind = CENTRAL.size + length
+        if extra == len(_FAR) + 8 and rows.all(b"\xff" * 4, 42) and rows.all(_FAR, behind):
+            headers = rows.numbers(8, behind + len(_FAR))
+        elif _FULL in headers.tobytes():
+            return False
+        if text is None or any(_FULL in column.tobytes() for column in (packed, sizes)):
             return False
         more = rows.numbers(2, 10), rows.numbers(4, 16), rows.numbers(2, 8)
         found = headers, sizes, packed, *more, array("Q", [LOCAL_SIZE + length]) * rows.count

@@ -409,3 +409,58 @@ def test_entries_that_have_to_be_read_alone_are_tried_together_once(
         assert list(found) == names
         assert [found[name].size for name in names] == list(range(400))
     assert len(tried) == 1
+
+
+FAR = struct.Struct("<2HQ")
+
+
+def entry(name: bytes, size: int, header: int, extra: bytes, comment: bytes = b"") -> bytes:
+    """A member of a central directory, stored."""
+    lengths = len(name), len(extra), len(comment)
+    fields = (b"PK\x01\x02", 0, 0, 0x800, 0, 0, 0, 7, size, size, *lengths, 0, 0, 0, header)
+    return zip_members.CENTRAL.pack(*fields) + name + extra + comment
+
+
+def members(data: bytes, count: int) -> Any:
+    try:
+        found = Members(data, count, ValueError)
+    except ValueError as error:
+        return str(error)
+    return [found[name] for name in found]
+
+
+@settings(deadline=None)
+@given(
+    odd=st.dictionaries(
+        st.integers(0, 39),
+        st.sampled_from(["near", "sizes", "other field", "short", "behind another", "comment", "marked"]),
+        max_size=4,
+    ),
+    start=st.sampled_from([1 << 32, (1 << 32) - 100, (1 << 40) + 0xFFFFFFFF]),
+)
+def test_places_beyond_4_gb_are_the_same_either_way(odd: dict[int, str], start: int) -> None:
+    rows = []
+    for i in range(40):
+        name, header, size = b"archive/data/%02d" % i, start + 100 * i, i + 1
+        extra, comment, kind, low = FAR.pack(1, 8, header), b"", odd.get(i), 0xFFFFFFFF
+        if kind == "near":
+            low = 5
+        elif kind == "sizes":
+            size = 0xFFFFFFFF
+        elif kind == "other field":
+            extra = FAR.pack(2, 8, header)
+        elif kind == "short":
+            extra = extra[:4]
+        elif kind == "behind another":
+            extra = struct.pack("<2H", 9, 0) + extra
+        elif kind == "comment":
+            extra, comment = extra[:4], extra[4:]
+        elif kind == "marked":
+            extra = FAR.pack(1, 4, header)
+        rows.append(entry(name, size, low, extra, comment))
+    data = b"".join(rows)
+    with one_by_one():
+        alone = members(data, 40)
+    assert members(data, 40) == alone
+    if not odd:
+        assert [m.header for m in alone] == [start + 100 * i for i in range(40)]
