@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ckptdoctor.align.names import Token
+from ckptdoctor.align.names import Token, soft_groups
 from ckptdoctor.align.sides import Side, last_word
 from ckptdoctor.align.units import Unit
 
@@ -21,8 +21,6 @@ WORDS = 3.0  # all words in common
 LAST_WORD = 0.75
 SHAPE = 3.0  # against a pair that would have to be transposed
 EXCLUDED = 12.0  # roles that exclude each other: never claimed
-_SOFT = {"side": 3.0, "modality": 3.0, "path": 2.0, "squeeze": 3.0, "branch": 2.0, "reads": 4.0, "ffn": 4.0}
-_SOFT |= dict.fromkeys(("copy", "agent", "game", "edge", "hand", "way", "level", "reach", "sign"), 3.0)
 FEW_WORDS = 0.3
 
 
@@ -129,7 +127,7 @@ def _word_score(bu: dict[Token, float], bv: dict[Token, float]) -> float:
 def _role_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> tuple[float, float]:
     """What roles say for the pair, and what they say against it."""
     total = against = 0.0
-    values_u, values_v = a.values[u.index], b.values[v.index]
+    values_u, values_v, soft = a.values[u.index], b.values[v.index], soft_groups()
     for group, value in values_u.items():
         other = values_v.get(group)
         if other is None:
@@ -138,7 +136,7 @@ def _role_score(a: Side, u: Unit, b: Side, v: Unit, reasons: list[str]) -> tuple
             total += ROLE
             reasons.append(f"both are `{value}`")
         else:
-            against += _SOFT.get(group, EXCLUDED)
+            against += soft.get(group, EXCLUDED)
     skip_u, skip_v = "skip" in a.bags[u.index], "skip" in b.bags[v.index]
     if skip_u or skip_v:
         total += ROLE if skip_u == skip_v else -ROLE

@@ -98,6 +98,12 @@ def exclusive_groups() -> dict[str, str]:
 
 
 @cache
+def soft_groups() -> dict[str, float]:
+    """Those groups that only speak against a pair -> how much."""
+    return {group: float(weight) for weight, groups in table()["soft"].items() for group in groups}
+
+
+@cache
 def _leaf_roles() -> dict[str, str]:
     return {s: role for role, spellings in table()["leaves"].items() for s in spellings}
 

@@ -136,17 +136,19 @@ def _voted(families: Families, ways: tuple[Chain, ...], votes: Votes) -> tuple[C
     return None, ""
 
 
-def unproved(pairs: Sequence[Pair]) -> list[Pair]:
+def doubtful(pairs: Sequence[Pair]) -> list[Pair]:
     """Tensors that fit in one way, for no other reason than their shapes, which may mean something else."""
-    return [*_turned_alone(pairs), *(p for p in pairs if p.chosen and _exchanges_axes(p))]
+    return [*_turned_alone(pairs), *(p for p in pairs if _reshaped(p) and _exchanges_axes(p))]
+
+
+def _reshaped(pair: Pair) -> bool:
+    return pair.chosen is not None and any(op.startswith("reshape(") for op in pair.chosen)
 
 
 def _exchanges_axes(pair: Pair) -> bool:
     """Whether a module's axes of one item are elsewhere: a kernel of 3 x 1 for 1 x 3, inputs for outputs."""
     mine, theirs = (unit.leaves[pair.role].shape for unit in (pair.source, pair.target))
-    if pair.source.bare or pair.target.bare or mine == theirs or min(len(mine), len(theirs)) < 2:
-        return False
-    if pair.chosen != (f"reshape({','.join(map(str, theirs))})",):
+    if pair.source.bare or pair.target.bare or min(len(mine), len(theirs)) < 2:
         return False
     return mine[0] != theirs[0] or (len(mine) == len(theirs) and sum(d != 1 for d in theirs) > 1)
 

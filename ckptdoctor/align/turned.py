@@ -12,8 +12,7 @@ from ckptdoctor.align.checks import take_back
 from ckptdoctor.align.doubts import SPOKEN
 from ckptdoctor.align.model import Choice, Match
 from ckptdoctor.align.names import leaf_role
-from ckptdoctor.align.orient import TURN
-from ckptdoctor.align.orient import unproved as unproved_pairs
+from ckptdoctor.align.orient import TURN, doubtful
 from ckptdoctor.align.units import Shape
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def _square(state: State, match: Match) -> bool:
 
 def unproved(state: State) -> None:
     """Tensors of which only the shapes say that they are laid out in another way, and not clearly."""
-    for pair in unproved_pairs(state.pairs):
+    for pair in doubtful(state.pairs):
         target = pair.target.leaves[pair.role].keys[0]
         key = state.target_names.get(target, target)
         match = state.matches.get(key)

@@ -52,6 +52,7 @@ def test_nor_in_a_block(name: str) -> None:
         ("gamma", "layer_scale"),
         ("queries", "object_queries"),
         ("prompt", "prompts"),
+        ("col_embed", "column_embed"),
     ],
 )
 def test_another_word_for_the_same_is(name: str, other: str) -> None:
